@@ -1,0 +1,44 @@
+"""Exact explanations of a neural network's decision by paths of hidden units.
+
+>>> frozen = relupath.freeze(model, x)
+>>> found = relupath.find_paths(frozen, relupath.logit(3), relupath.Greedy())
+>>> relupath.linear_model(frozen, relupath.logit(3), path=found.paths[0])
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import creatures, draw, images, models, runs
+    from ._frozen import Completeness, Frozen, freeze
+    from ._linear import PathModel, linear_model
+    from ._paths import Path, Step
+    from ._record import Operation
+    from ._search import Found, Greedy, Search, find_paths
+    from ._targets import Target, contrast, logit
+    from ._units import Layer, Partition, channels, locations, neurons
+
+_HOME = {
+    "Completeness": "_frozen", "Found": "_search", "Frozen": "_frozen", "Greedy": "_search", "Layer": "_units",
+    "Operation": "_record", "Partition": "_units", "Path": "_paths", "PathModel": "_linear", "Search": "_search",
+    "Step": "_paths", "Target": "_targets", "channels": "_units", "contrast": "_targets", "find_paths": "_search",
+    "freeze": "_frozen", "linear_model": "_linear", "locations": "_units", "logit": "_targets", "neurons": "_units",
+}  # fmt: skip
+_MODULES = ("creatures", "draw", "errors", "images", "models", "runs")
+
+__version__ = version("relupath")
+__all__ = sorted([*_HOME, *_MODULES])
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use, so that the command line answers before torch is loaded."""
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

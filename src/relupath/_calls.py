@@ -1,0 +1,125 @@
+"""One call of a torch function: its arguments, whether it writes in place, its value at zero signals.
+
+A *signal* is a tensor that depends on the explained input; while a network is recorded, those and only those require
+grad.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HOMES = (torch, torch.Tensor, F, torch._C._nn, torch.special)
+IN_PLACE_OPERATORS = frozenset(
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "floordiv", "mod", "pow", "matmul")
+)
+INPLACE_POSITION: dict[Callable[..., Any], int] = {
+    function: list(inspect.signature(function).parameters).index("inplace")
+    for function in vars(F).values()
+    if inspect.isfunction(function) and "inplace" in inspect.signature(function).parameters
+}
+
+
+def leaves(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in nested tuples, lists and dictionaries, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, dict):
+        yield from leaves(list(value.values()))
+
+
+def replaced(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return the nested value with ``change`` applied to every tensor in it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        items = [replaced(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [replaced(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: replaced(item, change) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a torch function; the tensors that require grad are its signals."""
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        """Run the function; one that returns nothing (item assignment) yields the tensor it wrote to."""
+        output = self.func(*self.args, **self.kwargs)
+        return self.first if output is None and self.mutates else output
+
+    @property
+    def name(self) -> str:
+        """The function's plain name, such as ``relu``; operators and in-place forms lose their underscores."""
+        return str(getattr(self.func, "__name__", self.func)).strip("_")
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor argument, as often as it is passed."""
+        return list(leaves((self.args, self.kwargs)))
+
+    @property
+    def signals(self) -> list[Tensor]:
+        """Every argument that depends on the input, as often as it is passed."""
+        return [t for t in self.tensors if t.requires_grad]
+
+    @property
+    def first(self) -> Tensor:
+        """The first tensor argument: the one that an in-place call writes to."""
+        return next(leaves((self.args, self.kwargs)))
+
+    @property
+    def mutates(self) -> bool:
+        """Whether the call writes to its first tensor argument."""
+        name = getattr(self.func, "__name__", "")
+        if name.startswith("__"):
+            return name == "__setitem__" or name in IN_PLACE_OPERATORS
+        return name.endswith("_") or bool(self.argument(INPLACE_POSITION.get(self.func, len(self.args)), "inplace"))
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """The argument at that position or of that name."""
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
+    def on(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The same call on changed tensors."""
+        return Call(self.func, replaced(self.args, change), replaced(self.kwargs, change))
+
+    def out_of_place(self) -> Call:
+        """The same operation, writing to none of its arguments."""
+        if not self.mutates:
+            return self
+        if self.func in INPLACE_POSITION:
+            position = INPLACE_POSITION[self.func]
+            kwargs = {key: value for key, value in self.kwargs.items() if key != "inplace"}
+            return Call(self.func, self.args[:position] + self.args[position + 1 :], kwargs)
+        name = self.func.__name__
+        home = next(home for home in HOMES if getattr(home, name, None) is self.func)
+        return Call(getattr(home, name[:-1]), self.args, self.kwargs)
+
+    def at_zero(self) -> Any:
+        """The value with every signal set to zero: the constant of an affine operation. Nothing is written to."""
+        written = self.first if self.mutates else None
+
+        def zeroed(t: Tensor) -> Tensor:
+            if t.requires_grad:
+                return torch.zeros_like(t, requires_grad=False)
+            return t.clone() if t is written else t
+
+        with torch.no_grad():
+            return self.on(zeroed)()

@@ -1,0 +1,293 @@
+"""What bends, and how it is straight at x: one table, keyed by the function itself.
+
+At one input every operation
+is affine in its signals, ``y = A s + c``: by nature, because its piece is fixed (ReLU, max pooling), or because its
+gate is frozen (``h * phi(h)``). A rule runs one operation so that autograd differentiates ``A`` and returns ``c``.
+
+Source: "Pathwise Explanation of ReLU Neural Networks", sections 3 and 6 (gates ``x * phi(x)``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._calls import HOMES, Call, leaves
+
+
+class NotAffine(Exception):
+    """Raised by a rule whose operation is not affine at the input; the text completes "... because"."""
+
+
+class Straight(NamedTuple):
+    """The output of an operation as autograd shall see it, and its constants ``c`` (None: zero)."""
+
+    output: Any
+    constant: Any = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one function is straight at x.
+
+    Attributes:
+        kind: ``affine``, ``piece``, ``gate`` or ``tested`` (found affine at x by a numeric test).
+        freeze: runs the call.
+        activation: whether its output is a hidden layer by default.
+    """
+
+    kind: str
+    freeze: Callable[[Call], Straight]
+    activation: bool = False
+
+
+class _WithSlope(torch.autograd.Function):
+    """Identity on the value ``y`` whose derivative with respect to ``h`` is the given slope."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope, None, None
+
+
+def _linear(call: Call) -> Straight:
+    """Linear in all signals together, without constants: views, sums, pooling; and pieces through the origin."""
+    return Straight(call())
+
+
+def _affine(call: Call) -> Straight:
+    """Affine in all signals together; the constant is the value at zero signals."""
+    return Straight(constant=call.at_zero(), output=call())
+
+
+def _sum(call: Call) -> Straight:
+    """Affine, and without a constant when both operands are signals."""
+    operands = call.argument(0, "input"), call.argument(1, "other")
+    pure = all(isinstance(t, Tensor) and t.requires_grad for t in operands)
+    return _linear(call) if pure else _affine(call)
+
+
+def _product(call: Call) -> Straight:
+    """Linear in one signal while the other factors are constant."""
+    if len(call.signals) != 1:
+        raise NotAffine("it multiplies two signals, both of which depend on the input")
+    return _linear(call)
+
+
+def _quotient(call: Call) -> Straight:
+    divisor = call.argument(1, "other")
+    if isinstance(divisor, Tensor) and divisor.requires_grad:
+        raise NotAffine("it divides by a signal")
+    if call.kwargs.get("rounding_mode") is not None:
+        raise NotAffine("it rounds")
+    return _linear(call)
+
+
+def _biased(call: Call) -> Straight:
+    """Convolution and linear maps: the constant is the bias, broadcast over locations."""
+    weight, bias = call.argument(1, "weight"), call.argument(2, "bias")
+    if not call.argument(0, "input").requires_grad:
+        return _affine(call)
+    if weight.requires_grad:
+        raise NotAffine("its weight depends on the input")
+    if bias is None or bias.requires_grad:
+        return _linear(call)
+    return Straight(call(), bias.reshape(-1, *[1] * (weight.ndim - 2)))
+
+
+def _batch_norm(call: Call) -> Straight:
+    """Batch norm in eval mode: a scale and a shift per channel, found on one location of zeros."""
+    if call.argument(5, "training", False) or call.argument(1, "running_mean") is None:
+        raise NotAffine("it normalises by the statistics of the batch, so a sample's output depends on the others")
+    h = call.argument(0, "input")
+    zero = h.detach().new_zeros((1, h.shape[1], *[1] * (h.ndim - 2)))
+    return Straight(call(), call.on(lambda t: zero if t is h else t)())
+
+
+def _dropout(call: Call) -> Straight:
+    active = call.argument(2, "training", call.kwargs.get("train", True))
+    if active and call.argument(1, "p", 0.5) > 0:
+        raise NotAffine("dropout is active although the model is in eval mode (pass training=self.training)")
+    return _linear(call)
+
+
+def _extremum(call: Call) -> Straight:
+    """Maximum and minimum: through the origin jointly in all operands; a constant operand gives an intercept."""
+    bounded = any(not t.requires_grad and t.is_floating_point() for t in call.tensors)
+    return _piece(call) if bounded else _linear(call)
+
+
+def _written(call: Call, output: Tensor) -> Tensor:
+    """Hand the output over as the call would have: an in-place call writes it to its argument."""
+    return call.first.copy_(output) if call.mutates else output
+
+
+def _piece(call: Call) -> Straight:
+    """Elementwise and piecewise linear: the piece at h has the slope autograd gives and intercept y - slope h."""
+    if len(call.signals) != 1:
+        raise NotAffine("more than one of its arguments depends on the input")
+    (h,), pure = call.signals, call.out_of_place()
+    with torch.no_grad():
+        y = pure()
+    twin = h.detach().expand_as(y).requires_grad_()
+    (slope,) = torch.autograd.grad(pure.on(lambda t: twin if t is h else t)().sum(), twin)
+    output = _WithSlope.apply(h.expand_as(y), y, slope)
+    return Straight(_written(call, output), y - slope * twin.detach())
+
+
+def _gate(call: Call) -> Straight:
+    """``f(h) = h * phi(h)``: the slope is phi(h) = f(h) / h, and f'(0) where h = 0; the intercept is zero."""
+    h, pure = call.first, call.out_of_place()
+    zero = h.detach().new_zeros(1).requires_grad_()
+    (limit,) = torch.autograd.grad(pure.on(lambda t: zero if t is h else t)(), zero)
+    with torch.no_grad():
+        y = pure()
+        slope = torch.where(h == 0, limit, y / h)
+    return Straight(_written(call, _WithSlope.apply(h, y, slope)))
+
+
+def _seen_through(call: Call) -> Straight:
+    """``detach`` and ``data``: the function of the input is what counts, so the signal goes on."""
+    return Straight(call.first.view_as(call.first))
+
+
+def _number(call: Call) -> Straight:
+    """``item`` and the like: harmless on integers and truth values, which are fixed at the input."""
+    raise NotAffine("it turns a signal into a plain number, whose dependence on the input is lost")
+
+
+def _rrelu(call: Call) -> Straight:
+    if call.argument(3, "training", False):
+        raise NotAffine("its slopes are random (training=True)")
+    return _linear(call)
+
+
+def tested(call: Call) -> Straight:
+    """A function that the table does not know: affine around x if a numeric test in double precision says so.
+
+    One that gives no signal (a shape, a comparison) only looks, and runs plainly. For the others, with ``c`` the value
+    at zero signals, ``u`` a fixed irregular cotangent and ``d`` a small step, an operation that is affine around ``s``
+    satisfies ``<u, y - c> = <A^T u, s>`` and ``<u, y(s + d) - y> = <A^T u, d>``. The second equation tells pieces from
+    smooth functions of degree one, such as a norm.
+    """
+    mutates = call.mutates
+    if not mutates:
+        output = call()
+        if not any(t.requires_grad for t in leaves(output)):
+            return Straight(output)
+    try:
+        _verify_affine(call)
+        constant = call.at_zero()
+    except (RuntimeError, KeyError) as error:
+        raise NotAffine(f"it is not in the table and cannot be tested ({str(error).splitlines()[0]})") from error
+    return Straight(call() if mutates else output, constant)
+
+
+def _verify_affine(call: Call) -> None:
+    """Refuse an operation that is not affine around its signals.
+
+    Raises:
+        NotAffine: it is not.
+    """
+    twins = {
+        id(t): t.detach().to(torch.float64, copy=True).requires_grad_(t.requires_grad)
+        for t in call.tensors
+        if t.is_floating_point()
+    }
+    double = call.on(lambda t: twins.get(id(t), t))
+    signals = [t for t in twins.values() if t.requires_grad]
+    with torch.enable_grad():
+        ys = [y for y in leaves(double.on(torch.clone)()) if y.requires_grad]
+    waves = [_wave(y, 1.7) for y in ys]
+    grads = torch.autograd.grad(ys, signals, waves, allow_unused=True)
+    pairs = [(s.detach(), torch.zeros_like(s) if g is None else g) for s, g in zip(signals, grads, strict=True)]
+    steps = [1e-5 * s.abs().mean().clamp(min=1e-6) * _wave(s, 2.3) for s, _ in pairs]
+    moved = {id(s): s.detach() + d for s, d in zip(signals, steps, strict=True)}
+    with torch.no_grad():
+        shifted = list(leaves(double.on(lambda t: moved.get(id(t), t).clone())()))[: len(ys)]
+    value = _dot([y.detach() for y in ys], waves)
+    at_zero = _dot(list(leaves(double.at_zero()))[: len(ys)], waves)
+    carried, step = _dot(*zip(*pairs, strict=True)), _dot(steps, [g for _, g in pairs])
+    size = sum(float((y * u).abs().sum()) for y, u in zip(ys, waves, strict=True))
+    size += sum(float((s * g).abs().sum()) for s, g in pairs)
+    if not abs(value - at_zero - carried) <= 1e-10 * size:
+        raise NotAffine("its value is not A s + c, with A its derivative and c its value at zero")
+    curved = abs(_dot(shifted, waves) - value - step)
+    if not curved <= 1e-13 * size + 1e-7 * sum(
+        float((d * g).abs().sum()) for d, (_, g) in zip(steps, pairs, strict=True)
+    ):
+        raise NotAffine("it is curved: its derivative changes with its argument")
+
+
+def _wave(like: Tensor, frequency: float) -> Tensor:
+    """A fixed irregular tensor in -1..1; no random numbers are drawn."""
+    return torch.cos(torch.arange(like.numel(), device=like.device).to(like.dtype) * frequency + 0.3).view(like.shape)
+
+
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return sum(float((u * v).sum()) for u, v in zip(a, b, strict=True))
+
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-1, torch.bfloat16: 2e-1}
+"""How far two routes to one number may be apart, relative to the larger term, by dtype."""
+
+_NAMES: tuple[tuple[Rule, str], ...] = (
+    # rearranging
+    (
+        Rule("affine", _linear),
+        "view view_as reshape reshape_as flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_",
+    ),
+    (Rule("affine", _linear), "transpose permute movedim moveaxis swapaxes swapdims t adjoint contiguous clone"),
+    (Rule("affine", _linear), "to float double half bfloat16 type type_as cpu cuda expand expand_as broadcast_to"),
+    (Rule("affine", _linear), "repeat tile repeat_interleave narrow select index_select gather take take_along_dim"),
+    (Rule("affine", _linear), "__getitem__ chunk split split_with_sizes tensor_split unbind roll flip rot90"),
+    (Rule("affine", _linear), "diagonal diag tril triu unfold fold pixel_shuffle pixel_unshuffle channel_shuffle"),
+    # summing
+    (Rule("affine", _linear), "sum mean cumsum trace neg negative __neg__ positive __pos__"),
+    (Rule("affine", _linear), "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d"),
+    (Rule("affine", _linear), "adaptive_avg_pool3d interpolate upsample"),
+    (Rule("affine", _sum), "add add_ sub sub_ subtract rsub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__"),
+    (Rule("affine", _affine), "cat concat concatenate stack hstack vstack where masked_fill masked_fill_ pad"),
+    (Rule("affine", _affine), "__setitem__ copy_ index_put index_put_ index_copy index_copy_"),
+    # multiplying
+    (Rule("affine", _product), "mul mul_ multiply __mul__ __rmul__ __imul__ matmul __matmul__ __rmatmul__ mm bmm mv"),
+    (Rule("affine", _product), "dot inner outer einsum tensordot"),
+    (Rule("affine", _quotient), "div div_ divide true_divide __truediv__ __itruediv__ __div__"),
+    (Rule("affine", _biased), "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
+    (Rule("affine", _batch_norm), "batch_norm"),
+    (Rule("affine", _dropout), "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
+    # pieces
+    (Rule("piece", _linear, activation=True), "relu relu_ leaky_relu leaky_relu_ prelu"),
+    (Rule("piece", _piece, activation=True), "relu6 hardtanh hardtanh_ threshold threshold_ hardshrink softshrink"),
+    (Rule("piece", _piece), "clamp clamp_ clip clip_ clamp_min clamp_min_ clamp_max clamp_max_ hardsigmoid"),
+    (Rule("piece", _extremum), "max min maximum minimum fmax fmin"),
+    (Rule("piece", _linear), "abs absolute __abs__ amax amin sort topk kthvalue cummax cummin"),
+    (Rule("piece", _linear), "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d"),
+    (Rule("piece", _linear), "adaptive_max_pool3d"),
+    (Rule("piece", _piece), "floor floor_ ceil ceil_ round round_ trunc trunc_ sign sgn"),
+    (Rule("piece", _rrelu, activation=True), "rrelu rrelu_"),
+    # numbers and constants
+    (Rule("affine", _seen_through), "detach"),
+    (Rule("number", _number), "detach_ item tolist numpy __float__ __array__"),
+    # gates x * phi(x)
+    (Rule("gate", _gate, activation=True), "gelu silu silu_ mish mish_ hardswish hardswish_ elu elu_ selu selu_"),
+    (Rule("gate", _gate, activation=True), "celu celu_ tanh tanh_ softsign"),
+)
+
+TABLE: dict[Callable[..., Any], Rule] = {
+    getattr(home, name): rule
+    for rule, names in _NAMES
+    for name in names.split()
+    for home in HOMES
+    if callable(getattr(home, name, None))
+} | {torch.Tensor.data.__get__: Rule("affine", _seen_through)}  # type: ignore[attr-defined]
+"""Every known function with its rule; a function that is missing here is tested numerically."""

@@ -1,0 +1,126 @@
+"""The exact linear model (weight and bias) of the network and of a path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ._frozen import Frozen
+from ._paths import Path
+from ._targets import TargetLike
+from ._units import Layer, mask_of
+from .errors import InputError, PathError
+
+
+@dataclass(frozen=True, eq=False)
+class PathModel:
+    """An affine function of the input for each sample: x' -> <weight, x'> + bias.
+
+    Attributes:
+        weight: (B, *input), a tuple where the network has several explained inputs.
+        bias: (B,).
+        value: the function at the explained input, (B,).
+        labels: the target of each sample.
+    """
+
+    weight: Float[Tensor, "B ..."] | tuple[Float[Tensor, "B ..."], ...] = field(repr=False)
+    bias: Float[Tensor, " B"]
+    value: Float[Tensor, " B"]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def weight_part(self) -> Float[Tensor, " B"]:
+        """<weight, x> at the explained input: value - bias."""
+        return self.value - self.bias
+
+    def __call__(self, x: Float[Tensor, "B ..."] | tuple[Float[Tensor, "B ..."], ...]) -> Float[Tensor, " B"]:
+        """Apply each sample's function to another input of the explained input's shape.
+
+        Raises:
+            InputError: the shape differs.
+        """
+        weights = self.weight if isinstance(self.weight, tuple) else (self.weight,)
+        inputs = x if isinstance(x, tuple) else (x,)
+        if [w.shape for w in weights] != [v.shape for v in inputs]:
+            shapes = [list(w.shape) for w in weights], [list(v.shape) for v in inputs]
+            raise InputError(f"the linear model takes inputs of shape {shapes[0]}; got {shapes[1]}")
+        return inner(weights, inputs) + self.bias
+
+
+def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, " B"]:
+    """<a, b> for each sample, summed over several tensors."""
+    return torch.stack([(u * v).flatten(1).sum(1) for u, v in zip(a, b, strict=True)]).sum(0)
+
+
+def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequence[Path] | None = None) -> PathModel:
+    """The terms of the unfolded network that pass the path's units on every layer of the path.
+
+    With a_i the output of the path's layer l_i and M_i the mask of its units::
+
+        v_m = M_m * d<t, y>/d a_m      v_i = M_i * (d a_{i+1} / d a_i)^T v_{i+1}      W^P = (d a_1 / d x)^T v_1
+        f^P(x) = <v_1, a_1>            b^P = f^P(x) - <W^P, x>
+
+    Without a path (or with an empty one) it is the whole linear model, f(x) = W x + b. The gates are those of the
+    recorded forward pass.
+
+    Args:
+        frozen: the recorded network.
+        target: what is explained; None means each sample's predicted class.
+        path: one path for all samples, or one a sample.
+
+    Raises:
+        PathError: a unit is outside its layer, units overlap, or the layers are not in the network's order.
+        UnknownLayerError: a layer is not recorded.
+        TargetError: the target does not fit the output or is not linear.
+
+    Source: section 3 of the paper.
+    """
+    functional = frozen.functional(target)
+    paths = [path or Path()] * frozen.batch if isinstance(path, Path | None) else list(path)
+    if len(paths) != frozen.batch:
+        raise PathError(f"{len(paths)} paths for {frozen.batch} samples: give one path, or one a sample")
+    if all(p.layers == paths[0].layers for p in paths):
+        ends, value = _descend(frozen, functional.gradient, paths)
+        value = functional.value if not paths[0] else value
+        return model_from(frozen, ends, value, functional.labels)
+    ends, value = {}, torch.zeros_like(functional.value)
+    for layers in dict.fromkeys(p.layers for p in paths):
+        rows = torch.tensor([p.layers == layers for p in paths], device=value.device)
+        like = next(p for p in paths if p.layers == layers)
+        gradient = torch.where(rows.view(-1, *[1] * (functional.gradient.ndim - 1)), functional.gradient, 0)
+        part, partial = _descend(frozen, gradient, [p if p.layers == layers else like for p in paths])
+        value = value + torch.where(rows, partial if layers else functional.value, 0)
+        for layer, cotangent in part.items():
+            ends[layer] = ends[layer] + cotangent if layer in ends else cotangent
+    return model_from(frozen, ends, value, functional.labels)
+
+
+def model_from(
+    frozen: Frozen, cotangents: Mapping[Layer, Tensor], value: Float[Tensor, " B"], labels: tuple[str, ...]
+) -> PathModel:
+    """The linear model that the cotangents at layers pull back to the input, of the given value at x."""
+    weights = tuple(frozen.vjp(cotangents, frozen.inputs))
+    bias = value - inner(weights, [layer.output for layer in frozen.inputs])
+    return PathModel(weights if len(weights) > 1 else weights[0], bias, value, labels)
+
+
+def _descend(frozen: Frozen, gradient: Tensor, paths: Sequence[Path]) -> tuple[dict[Layer, Tensor], Tensor]:
+    """The masked cotangent at the lowest layer of paths over the same layers, and each path's value."""
+    above, cotangent = frozen.top, gradient
+    steps = list(zip(*(p.steps for p in paths), strict=True))
+    layers = [frozen.layer_of_path(name) for name in paths[0].layers]
+    order = [frozen.layers.index(layer) for layer in layers]
+    if order != sorted(order):
+        raise PathError(
+            f"the layers of a path go from the input up; the network runs them in another order: {paths[0]}"
+        )
+    for layer, chosen in zip(reversed(layers), reversed(steps), strict=True):
+        (pulled,) = frozen.vjp({above: cotangent}, [layer])
+        shared = all(step == chosen[0] for step in chosen)
+        masks = [mask_of(step.units, layer) for step in (chosen[:1] if shared else chosen)]
+        above, cotangent = layer, pulled * torch.stack(masks)
+    return {above: cotangent}, (cotangent * above.output).flatten(1).sum(1)

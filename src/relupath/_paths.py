@@ -1,0 +1,176 @@
+"""Paths: sets of hidden units from input to output, and their algebra."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ._units import Unit
+from .errors import PathError
+
+FORMAT = "relupath.path/1"
+
+
+@dataclass(frozen=True)
+class Step:
+    """The chosen units of one layer.
+
+    Attributes:
+        layer: the layer's name.
+        units: coordinates, sorted; None stands for a whole axis.
+    """
+
+    layer: str
+    units: tuple[Unit, ...]
+
+    def __post_init__(self) -> None:
+        """Bring the units into one order.
+
+        Raises:
+            PathError: there is no unit, or one is named twice.
+        """
+        units = tuple(tuple(unit) for unit in self.units)
+        if not units:
+            raise PathError(f"no unit is chosen on layer {self.layer!r}")
+        if len(set(units)) < len(units):
+            raise PathError(f"a unit of layer {self.layer!r} is named twice")
+        object.__setattr__(self, "units", tuple(sorted(units, key=_order)))
+
+    def __str__(self) -> str:
+        return self.layer + "".join(f"[{_coordinates(unit)}]" for unit in self.units)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Sets of units on hidden layers, input side first, towards a target.
+
+    The path model collects the terms that pass the chosen units on every layer of ``steps``. ``input`` names the
+    input element at which a search ended; it restricts nothing: that element's term is its weight times its value.
+
+    Attributes:
+        steps: one for each layer, input side first.
+        input: the input element where Algorithm 1 ends, or None.
+        target: what the path leads to, such as ``logit 936``; for people.
+    """
+
+    steps: tuple[Step, ...] = ()
+    input: Step | None = None
+    target: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a layer named twice.
+
+        Raises:
+            PathError: two steps are on the same layer.
+        """
+        names = [step.layer for step in self.steps]
+        if len(set(names)) < len(names):
+            raise PathError("a path has one step a layer: put all its units of a layer into that step")
+
+    @classmethod
+    def of(cls, units: Iterable[tuple[str, Unit | Sequence[Unit]]], target: str = "") -> Path:
+        """A path from (layer name, unit) or (layer name, units) pairs, input side first."""
+        steps = []
+        for layer, chosen in units:
+            several = all(isinstance(unit, tuple | list) for unit in chosen)
+            steps.append(_step({"layer": layer, "units": chosen if several else [chosen]}))
+        return cls(tuple(steps), target=target)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers, input side first."""
+        return tuple(step.layer for step in self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def top(self, count: int) -> Path:
+        """The thinner path of the top ``count`` layers.
+
+        Raises:
+            PathError: the count is negative or exceeds the number of layers.
+        """
+        if not 0 <= count <= len(self):
+            raise PathError(f"cannot take the top {count} of a path of {len(self)} layers")
+        return Path(self.steps[len(self) - count :], target=self.target)
+
+    def refines(self, other: Path) -> bool:
+        """Whether this path is a part of the other: on each layer of the other, its units lie within the other's."""
+        mine = {step.layer: step.units for step in self.steps}
+        return all(
+            step.layer in mine and all(any(_within(unit, coarse) for coarse in step.units) for unit in mine[step.layer])
+            for step in other.steps
+        )
+
+    def __str__(self) -> str:
+        ends = [f"{self.input.layer}[{','.join(map(str, self.input.units[0]))}]"] if self.input else []
+        return " <- ".join([*ends, *map(str, self.steps), self.target or "output"])
+
+    def to_json(self) -> str:
+        """One JSON object, read back by ``from_json``."""
+        return json.dumps(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The path as plain lists, dictionaries and numbers."""
+
+        def plain(step: Step) -> dict[str, Any]:
+            return {"layer": step.layer, "units": [list(unit) for unit in step.units]}
+
+        return {
+            "format": FORMAT,
+            "target": self.target,
+            "steps": [plain(step) for step in self.steps],
+            "input": plain(self.input) if self.input else None,
+        }
+
+    @classmethod
+    def from_json(cls, text: str) -> Path:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            PathError: the text is not a path of this format.
+        """
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise PathError(f"not a path: the text is not JSON ({error})") from error
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Path:
+        """Read what ``to_dict`` gave.
+
+        Raises:
+            PathError: the dictionary is not a path of this format.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PathError(f"not a path: expected a JSON object of format {FORMAT!r}")
+        try:
+            steps = tuple(_step(step) for step in data["steps"])
+            return cls(steps, _step(data["input"]) if data["input"] else None, str(data["target"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PathError(f"not a path: {type(error).__name__} {error}") from error
+
+
+def _step(data: dict[str, Any]) -> Step:
+    units = tuple(tuple(unit) for unit in data["units"])
+    if not isinstance(data["layer"], str) or any(not isinstance(i, int | None) for unit in units for i in unit):
+        raise TypeError("a step has a layer name and units of integer coordinates")
+    return Step(data["layer"], units)
+
+
+def _order(unit: Unit) -> tuple[int, ...]:
+    return tuple(-1 if i is None else i for i in unit)
+
+
+def _within(unit: Unit, coarse: Unit) -> bool:
+    return len(unit) == len(coarse) and all(c is None or i == c for i, c in zip(unit, coarse, strict=True))
+
+
+def _coordinates(unit: Unit) -> str:
+    """``c17,y4,x9`` for maps, ``c17`` for a channel, ``17`` for a plain vector."""
+    letters = {3: "cyx", 4: "czyx"}.get(len(unit))
+    if letters:
+        return ",".join(f"{letter}{i}" for letter, i in zip(letters, unit, strict=True) if i is not None) or "all"
+    return ",".join(":" if i is None else str(i) for i in unit)

@@ -1,0 +1,112 @@
+"""What every search shares: the problem it is given, the strategy, the result."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from .._frozen import Frozen, LayerLike
+from .._linear import PathModel
+from .._paths import Path
+from .._targets import Functional, TargetLike
+from .._units import Layer, Partition, neurons
+from ..errors import PathError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to search: a functional of a frozen network, over the units of some of its layers.
+
+    Attributes:
+        frozen: the recorded network.
+        functional: the target at the recorded output.
+        levels: the hidden layers from the top down; layers that do not depend on each other (the branches of a
+            concatenation) share a level.
+        below: for the output and each layer, the layers on which it depends.
+        partition: what counts as one unit.
+    """
+
+    frozen: Frozen
+    functional: Functional
+    levels: tuple[tuple[Layer, ...], ...]
+    below: Mapping[Layer, frozenset[Layer]]
+    partition: Partition
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a search cost.
+
+    Attributes:
+        products: vector-Jacobian products, each over a segment of the network.
+        seconds: wall time; not compared.
+    """
+
+    products: int
+    seconds: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search found, one entry a sample.
+
+    Attributes:
+        paths: the path.
+        importance: from layer name (and ``x``) to the importance of the chosen unit, in the order of choice.
+        stopped: why the search ended.
+        model: the linear models of the paths, a by-product of the search.
+        cost: what it cost.
+    """
+
+    paths: tuple[Path, ...]
+    importance: tuple[Mapping[str, float], ...]
+    stopped: tuple[str, ...]
+    model: PathModel = field(repr=False)
+    cost: Cost
+
+
+class Search(ABC):
+    """A strategy that finds paths; a frozen dataclass whose constructor only stores."""
+
+    @abstractmethod
+    def search(self, problem: Problem) -> Found:
+        """Find one path a sample."""
+
+
+def find_paths(
+    frozen: Frozen,
+    target: TargetLike,
+    search: Search,
+    *,
+    layers: Sequence[LayerLike] | None = None,
+    partition: Partition = neurons,
+) -> Found:
+    """Find the paths that matter for a target.
+
+    Args:
+        frozen: the recorded network.
+        target: what is explained; None means each sample's predicted class.
+        search: the strategy, such as ``Greedy()``.
+        layers: the layers to choose units on; None means every recorded one, ``frozen.layers[::k]`` every k-th.
+        partition: what counts as one unit: ``neurons``, ``channels`` or ``locations``.
+
+    Raises:
+        PathError: there is no layer to choose from, or a layer is named twice.
+        UnknownLayerError: a layer is not recorded.
+        TargetError: the target does not fit the output or is not linear.
+    """
+    chosen = [frozen.layer_of_path(which) for which in (frozen.layers if layers is None else layers)]
+    if not chosen:
+        raise PathError(
+            "there is no hidden layer to search: the model has no activation function, or layers is empty; "
+            "name module outputs with freeze(..., layers=[...])"
+        )
+    if len(set(chosen)) < len(chosen):
+        raise PathError("a layer is named twice")
+    ordered = sorted(chosen, key=frozen.layers.index)
+    start = time.perf_counter()
+    problem = Problem(frozen, frozen.functional(target), frozen.levels(ordered), frozen.below(ordered), partition)
+    found = search.search(problem)
+    return replace(found, cost=replace(found.cost, seconds=time.perf_counter() - start))

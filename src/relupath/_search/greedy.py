@@ -1,0 +1,158 @@
+"""Algorithm 1 of the paper: from the output down, the unit of largest importance on every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._linear import model_from
+from .._paths import Path, Step
+from .._units import Layer, Unit, neurons
+from ._base import Cost, Found, Problem, Search
+
+
+@dataclass(frozen=True)
+class Greedy(Search):
+    """Hierarchical decomposition, literally.
+
+    On the top layer ``importance = (d target / d h) * h``; then on each layer below ``importance = (d h_above / d h) *
+    h``, where ``h_above`` is the unit chosen last; each time the argmax (the largest positive one), down to the input
+    element. Where no importance is positive the path ends and ``stopped`` says so.
+
+    Layers side by side (branches that are concatenated or added) are searched as one, and a layer from which nothing
+    comes to the unit chosen last (a branch it is not on, a dead one) is skipped. The importance of a unit of several
+    neurons is the sum over them; as the unit above it then stands for ``sum v h / sum v``, which for one neuron is
+    that neuron.
+
+    Source: section 4, algorithm 1.
+    """
+
+    def search(self, problem: Problem) -> Found:
+        """Find one path a sample."""
+        descent = _Descent(problem)
+        for level in problem.levels:
+            descent.step(level)
+        return descent.end_at_input()
+
+
+class _Descent:
+    """A greedy descent of a batch: where each sample stands, and the cotangent of the unit chosen there.
+
+    As in the algorithm, the cotangent of a chosen neuron is 1 there; ``scale`` is the product of the derivatives so
+    far. Rows of samples that stand elsewhere are zero.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.at: list[Layer] = [problem.frozen.top] * problem.frozen.batch
+        self.cotangents: dict[Layer, Tensor] = {problem.frozen.top: problem.functional.gradient}
+        self.scale = torch.ones_like(problem.functional.value)
+        self.value = problem.functional.value.clone()
+        self.steps: list[list[Step]] = [[] for _ in self.at]
+        self.importance: list[dict[str, float]] = [{} for _ in self.at]
+        self.missed: list[str | None] = [None for _ in self.at]
+        self.stopped: list[str | None] = [None for _ in self.at]
+        self.products = 0
+
+    def step(self, level: Sequence[Layer]) -> None:
+        """Choose the unit of largest importance on one level for every sample that still moves."""
+        open_to = [
+            frozenset() if self.stopped[b] else self.problem.below[at] & set(level) for b, at in enumerate(self.at)
+        ]
+        layers = [layer for layer in level if any(layer in choice for choice in open_to)]
+        if not layers:
+            return
+        starts = {at for at, choice in zip(self.at, open_to, strict=True) if choice}
+        pulled = self._pull({layer: self.cotangents[layer] for layer in starts}, layers)
+        partition = self.problem.partition
+        scores = [partition.scores(v * layer.output) for v, layer in zip(pulled, layers, strict=True)]
+        allowed = [[layer in choice for layer in layers] for choice in open_to]
+        best, where = _argmax(scores, allowed)
+        units = torch.full((len(layers), len(self.at)), -1)
+        for b, choice in enumerate(open_to):
+            if not choice:
+                continue
+            if not best[b] > 0:
+                sentence = f"no importance is positive at {' or '.join(layer.name for layer in layers)}"
+                self.missed[b] = self.missed[b] or sentence
+                self.stopped[b] = sentence if best[b] > -torch.inf else None
+                continue
+            l, index = where[b]
+            units[l, b] = index
+            self._choose(b, layers[l], partition.unit(index, layers[l].shape), best[b])
+        for layer, v, index in zip(layers, pulled, units, strict=True):
+            self._stand_on(layer, v, partition.mask(index.to(v.device), layer.shape))
+        self.cotangents = {layer: self._only_here(layer) for layer in dict.fromkeys(self.at)}
+
+    def end_at_input(self) -> Found:
+        """Pull back to the input: the linear models of the paths, and the input element of largest importance."""
+        problem, frozen = self.problem, self.problem.frozen
+        scaled = {layer: v * _column(self.scale, v) for layer, v in self.cotangents.items()}
+        model = model_from(frozen, scaled, self.value, problem.functional.labels)
+        self.products += 1
+        weights = model.weight if isinstance(model.weight, tuple) else (model.weight,)
+        per_unit = [w * x.output / _column(self.scale, w) for w, x in zip(weights, frozen.inputs, strict=True)]
+        best, where = _argmax([neurons.scores(c) for c in per_unit], [[True] * len(per_unit)] * len(self.at))
+        ends: list[Step | None] = [None for _ in self.at]
+        for b, (i, index) in enumerate(where):
+            x = frozen.inputs[i]
+            if self.stopped[b] is None and best[b] > 0:
+                ends[b] = Step(x.name, (neurons.unit(index, x.shape),))
+                self.importance[b][x.name] = best[b]
+            elif self.stopped[b] is None:
+                self.stopped[b] = self.missed[b] or "no importance is positive at the input"
+        paths = [
+            Path(tuple(reversed(steps)), end, label)
+            for steps, end, label in zip(self.steps, ends, problem.functional.labels, strict=True)
+        ]
+        stopped = tuple(reason or "reached the input" for reason in self.stopped)
+        return Found(tuple(paths), tuple(self.importance), stopped, model, Cost(self.products))
+
+    def _pull(self, cotangents: dict[Layer, Tensor], layers: Sequence[Layer]) -> list[Tensor]:
+        self.products += 1
+        return self.problem.frozen.vjp(cotangents, layers)
+
+    def _choose(self, b: int, layer: Layer, unit: Unit, importance: float) -> None:
+        self.at[b] = layer
+        self.missed[b] = None
+        self.steps[b].append(Step(layer.name, (unit,)))
+        self.importance[b][layer.name] = importance
+
+    def _only_here(self, layer: Layer) -> Tensor:
+        """The cotangent at a layer, without the samples that stand elsewhere."""
+        v = self.cotangents[layer]
+        here = torch.tensor([at is layer for at in self.at], device=v.device)
+        return torch.where(_column(here, v), v, 0)
+
+    def _stand_on(self, layer: Layer, pulled: Tensor, mask: Tensor) -> None:
+        """Set the cotangent of the chosen units: 1 at a single neuron, relative weights within a larger unit."""
+        a = layer.output * mask
+        v = pulled * mask
+        total, size = a.flatten(1).sum(1), a.abs().flatten(1).sum(1)
+        contribution = (v * a).flatten(1).sum(1)
+        factor = contribution / torch.where(total.abs() == size, total, size)
+        chosen = mask.flatten(1).any(1)
+        self.value = torch.where(chosen, self.scale * contribution, self.value)
+        self.scale = torch.where(chosen, self.scale * factor, self.scale)
+        self.cotangents[layer] = v / _column(torch.where(chosen, factor, 1), v)
+
+
+def _column(factor: Tensor, like: Tensor) -> Tensor:
+    """One number a sample, shaped to multiply a tensor."""
+    return factor.view(-1, *[1] * (like.ndim - 1))
+
+
+def _argmax(scores: Sequence[Tensor], allowed: Sequence[Sequence[bool]]) -> tuple[list[float], list[tuple[int, int]]]:
+    """For each sample the largest score of the allowed lists: its value, and (list, position); one transfer in all.
+
+    The value is -inf where every allowed list is all zero: nothing leads there.
+    """
+    open_to = torch.tensor(allowed, device=scores[0].device) & torch.stack([(s != 0).any(1) for s in scores], 1)
+    tops = [s.max(1) for s in scores]
+    values = torch.stack([top.values for top in tops], 1).masked_fill(~open_to, -torch.inf)
+    best, which = values.max(1)
+    index = torch.stack([top.indices for top in tops], 1).gather(1, which[:, None])[:, 0]
+    return best.tolist(), list(zip(which.tolist(), index.tolist(), strict=True))

@@ -1,0 +1,160 @@
+"""Targets: functionals that are linear in the network's output."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import SupportsIndex
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ._gates import TOLERANCE
+from .errors import TargetError
+
+Classes = SupportsIndex | Sequence[SupportsIndex] | Tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """A logit, or the difference of two.
+
+    Attributes:
+        plus: the class whose logit counts, one for all samples or one a sample.
+        minus: the class whose logit is subtracted, or None; one for all samples or one a sample.
+    """
+
+    plus: int | tuple[int, ...]
+    minus: int | tuple[int | None, ...] | None = None
+
+    def __call__(self, output: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
+        """The target's value for each sample.
+
+        Raises:
+            TargetError: the output is not (B, C), a class is out of range, or there is not one class a sample.
+        """
+        value = _pick(output, self.plus)
+        if self.minus is None:
+            return value
+        if isinstance(self.minus, int):
+            return value - _pick(output, self.minus)
+        subtracted = torch.tensor([d is not None for d in self.minus], device=output.device)
+        return value - torch.where(subtracted, _pick(output, tuple(d or 0 for d in self.minus)), 0)
+
+    def label(self, sample: int) -> str:
+        """What the target is for one sample, such as ``logit 936``."""
+        plus, minus = (c[sample] if isinstance(c, tuple) else c for c in (self.plus, self.minus))
+        return f"logit {plus}" if minus is None else f"logit {plus} - logit {minus}"
+
+
+def logit(c: Classes) -> Target:
+    """The output of class ``c``: one int for all samples, or one class a sample, shape (B,)."""
+    return Target(_classes(c))
+
+
+def contrast(c: Classes, d: Classes | Sequence[int | None]) -> Target:
+    """The output of class ``c`` less that of class ``d``; each one int, or one class a sample, shape (B,).
+
+    In a sequence for ``d``, None subtracts nothing: that sample's target is the logit of ``c``.
+    """
+    if isinstance(d, Tensor | SupportsIndex):
+        return Target(_classes(c), _classes(d))
+    return Target(_classes(c), tuple(None if one is None else _index(one) for one in d))
+
+
+@dataclass(frozen=True, eq=False)
+class Functional:
+    """A target at one output: its value and its derivative, which is constant as the target is linear.
+
+    Attributes:
+        value: (B,).
+        gradient: d value / d output, shape of the output.
+        labels: what the target is, for each sample.
+    """
+
+    value: Float[Tensor, " B"]
+    gradient: Float[Tensor, "B ..."]
+    labels: tuple[str, ...]
+
+
+TargetLike = Target | Callable[[Tensor], Tensor] | SupportsIndex | None
+
+
+def resolve(target: TargetLike, output: Float[Tensor, "B ..."]) -> Functional:
+    """The functional that a target means for this output; None means each sample's predicted class.
+
+    Raises:
+        TargetError: the target does not fit the output, gives no number a sample, or is not linear in the output.
+    """
+    function = _function(target, output)
+    samples = len(output)
+    with torch.inference_mode(False), torch.enable_grad():
+        y = output.detach().clone().requires_grad_()
+        value = function(y)
+        if not isinstance(value, Tensor) or value.shape != (samples,) or not value.requires_grad:
+            got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise TargetError(f"a target must give one differentiable number a sample, shape [{samples}]; got {got}")
+        (gradient,) = torch.autograd.grad(value.sum(), y)
+    _verify_linear(function, y.detach(), value.detach(), gradient)
+    name = getattr(function, "__name__", repr(function))
+    labels = [function.label(b) if isinstance(function, Target) else name for b in range(samples)]
+    return Functional(value.detach(), gradient, tuple(labels))
+
+
+def _function(target: TargetLike, output: Tensor) -> Target | Callable[[Tensor], Tensor]:
+    if target is None:
+        return logit(output.argmax(-1)) if output.ndim == 2 else _no_class(output)
+    if isinstance(target, SupportsIndex | Tensor):
+        return logit(target)
+    return target
+
+
+def _verify_linear(target: Callable[[Tensor], Tensor], y: Tensor, value: Tensor, gradient: Tensor) -> None:
+    """Refuse a target that is not the same linear functional at y and at another output."""
+    wave = torch.cos(torch.arange(y.numel(), device=y.device).to(y.dtype) * 1.3 + 0.7).view_as(y)
+    with torch.no_grad():
+        other = wave * (1 + y.abs().amax())
+        pairs = ((y, value), (other, target(other)))
+    for point, got in pairs:
+        terms = (gradient * point).flatten(1)
+        if not ((terms.sum(1) - got).abs() <= TOLERANCE[y.dtype] * (terms.abs().sum(1) + got.abs())).all():
+            raise TargetError(
+                "the target is not linear in the output, sample by sample; "
+                "use logits, differences or weighted sums of them, not soft-max, norms or added constants"
+            )
+
+
+def _classes(c: Classes) -> int | tuple[int, ...]:
+    values = c.tolist() if isinstance(c, Tensor) else c
+    try:
+        return _index(values) if isinstance(values, SupportsIndex) else tuple(_index(v) for v in values)
+    except TypeError as error:
+        raise TargetError(f"a class is an int, or one int a sample; got {c!r}") from error
+
+
+def _index(value: SupportsIndex) -> int:
+    if isinstance(value, bool):
+        raise TypeError("a truth value is no class")
+    return operator.index(value)
+
+
+def _pick(output: Float[Tensor, "B C"], classes: int | tuple[int, ...]) -> Float[Tensor, " B"]:
+    if output.ndim != 2:
+        _no_class(output)
+    samples, count = output.shape
+    each = (classes,) * samples if isinstance(classes, int) else classes
+    if len(each) != samples:
+        raise TargetError(f"{len(each)} classes for {samples} samples: give one class, or one a sample")
+    for c in each:
+        if not 0 <= c < count:
+            raise TargetError(f"class {c} is out of range: the model has {count} classes, 0 to {count - 1}")
+    return output[torch.arange(samples, device=output.device), torch.tensor(each, device=output.device)]
+
+
+def _no_class(output: Tensor) -> Target:
+    raise TargetError(
+        f"the output has shape {list(output.shape)}, not (samples, classes): "
+        "give a target, a function from the output to one number a sample"
+    )
