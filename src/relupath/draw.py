@@ -1,0 +1,187 @@
+"""One figure of an explanation: the picture, the whole model's map, thin and deep paths, for every target."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from .errors import MissingExtraError
+from .files import replacing, writable
+from .runs import Explanation, Part, Row
+
+ENDINGS = (".png", ".pdf", ".svg")
+CLIP = 99.5
+INK, FAINT = "#222222", "#767676"
+MINUS = "\N{MINUS SIGN}"
+SIDE, GAP, MARGIN, HEADER, ROW, FOOTER = 2.35, 0.3, 0.25, 1.15, 3.4, 0.35  # inches
+
+
+def figure(explanation: Explanation, columns: int = 4, colours: str = "RdBu_r") -> Any:
+    """Draw an explanation: a row for each target; the whole network, then its path from thin to deep.
+
+    Colours are symmetric about zero, red speaks for the target, and they end at a percentile of the absolute values.
+    The maps of the whole network share one scale; each path's map has its own, printed below it.
+
+    Args:
+        explanation: what to draw.
+        columns: how many depths of the paths to show.
+        colours: a diverging matplotlib colour map.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    depths = [0, *_depths(max(len(row.parts) for row in explanation.rows), columns)]
+    rows = len(explanation.rows)
+    width, height = MARGIN + (SIDE + GAP) * (len(depths) + 1), HEADER + ROW * rows + FOOTER
+    fig = _matplotlib("figure").Figure(figsize=(width, height), facecolor="white")
+
+    def cell(row: int, column: int) -> Any:
+        left, bottom = MARGIN + (SIDE + GAP) * column, height - HEADER - ROW * row - SIDE
+        return fig.add_axes((left / width, bottom / height, SIDE / width, SIDE / height))
+
+    fig.text(MARGIN / width, 1 - 0.32 / height, f"Why {explanation.target.name}?", fontsize=17, color=INK, va="center")
+    _photo(cell(0, 0), explanation)
+    _words(cell(1, 0), explanation)
+    shared = _scale([row.whole.contribution for row in explanation.rows])
+    for r, row in enumerate(explanation.rows):
+        for column, depth in enumerate(depths, start=1):
+            _cell(cell(r, column), explanation, row, depth, shared, colours)
+    _bar(fig.add_axes((MARGIN / width, 0.42 / height, SIDE / width, 0.1 / height)), colours)
+    return fig
+
+
+def save(explanation: Explanation, path: str | Path, columns: int = 4, colours: str = "RdBu_r") -> None:
+    """Draw an explanation into a PNG, PDF or SVG file, whole or not at all.
+
+    Raises:
+        UsageError: another ending, or a folder that is not there.
+        InputError: the file cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    path = Path(path)
+    writable(path, ENDINGS)
+    fig = figure(explanation, columns, colours)
+    with replacing(path) as draft:
+        fig.savefig(draft, format=path.suffix[1:].lower(), dpi=150)
+
+
+def _depths(deepest: int, columns: int) -> list[int]:
+    """Depths from the top layer down to the deepest, evenly spaced."""
+    return sorted({round(d) for d in np.linspace(1, deepest, min(columns, deepest))})
+
+
+def _scale(maps: Sequence[Float[np.ndarray, "H W"]]) -> float:
+    """The percentile of the absolute values other than zero at which the colours end."""
+    values = np.abs(np.concatenate([m.ravel() for m in maps]))
+    values = values[values > 0]
+    return float(np.percentile(values, CLIP)) if len(values) else 1.0
+
+
+def _photo(axes: Any, explanation: Explanation) -> None:
+    axes.imshow(explanation.shown, interpolation="nearest")
+    axes.set_title(_cut(PurePath(explanation.picture).name, 34), fontsize=8, color=FAINT)
+    axes.set_axis_off()
+
+
+def _words(axes: Any, explanation: Explanation) -> None:
+    axes.set_axis_off()
+    best = [f"{100 * s.probability:4.1f} %  {_cut(s.name, 24)}" for s in explanation.best]
+    text = [
+        "Best classes",
+        *best,
+        "",
+        "A map shows weight \N{MULTIPLICATION SIGN} input of an exact",
+        "linear model, summed over colours:",
+        "red speaks for, blue against.",
+        "",
+        "Below it: value = weight part + bias,",
+        f"exact to {explanation.error:.0e}.",
+        "",
+        f"Model: {_cut(explanation.model, 30)}",
+    ]
+    axes.text(0, 1, "\n".join(text), fontsize=8, va="top", color=INK, linespacing=1.45, transform=axes.transAxes)
+
+
+def _bar(axes: Any, colours: str) -> None:
+    """One colour bar for all maps, in units of each one's scale."""
+    axes.imshow(np.linspace(-1, 1, 256)[None], cmap=colours, aspect="auto", extent=(-1, 1, 0, 1))
+    axes.set_xticks([-1, 0, 1], labels=["\N{MINUS SIGN}scale", "0", "+scale"], fontsize=7, color=FAINT)
+    axes.tick_params(length=0)
+    axes.set(yticks=[])
+    axes.set_title(f"scale: {CLIP:g}th percentile of a map's |values|", fontsize=7, color=FAINT, pad=3)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _cell(axes: Any, explanation: Explanation, row: Row, depth: int, shared: float, colours: str) -> None:
+    """The map of a row's path at one depth (0: the whole network) over the paled picture, with its numbers."""
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_color("#dddddd")
+    if depth > len(row.parts):
+        axes.text(
+            0.5, 0.5, f"The path ended:\n{row.stopped}", ha="center", va="center", fontsize=7, color=FAINT, wrap=True
+        )
+        return
+    part = row.parts[depth - 1] if depth else row.whole
+    scale = _scale([part.contribution]) if depth else shared
+    grey = explanation.shown @ np.array([0.299, 0.587, 0.114])
+    axes.imshow(0.82 + 0.18 * grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    strength = np.clip(np.abs(part.contribution) / scale, 0, 1) ** 0.6
+    limits = {"cmap": colours, "vmin": -scale, "vmax": scale, "interpolation": "nearest"}
+    axes.imshow(part.contribution, alpha=strength, **limits)
+    _zoom(axes, part, limits)
+    if depth:
+        layer, _, unit = str(part.path.steps[0]).partition("[")
+        axes.set_title(
+            f"top {depth} layer{'s' if depth > 1 else ''}, down to\n{_cut(layer, 34)}\n[{unit}", fontsize=7.5
+        )
+    else:
+        axes.set_title(f"{_cut(row.title, 32)}\nwhole network", fontsize=9.5, color=INK)
+    sum_ = (
+        f"{_short(part.value)} = {_short(part.weight_part)} {'+' if part.bias >= 0 else MINUS} {_short(abs(part.bias))}"
+    )
+    axes.set_xlabel(sum_, fontsize=9, color=INK, labelpad=4)
+    axes.text(0.5, -0.165, f"scale {_short(scale)}", fontsize=7, color=FAINT, ha="center", transform=axes.transAxes)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}".replace("-", MINUS)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _zoom(axes: Any, part: Part, limits: dict[str, Any]) -> None:
+    """Where a map covers a small place only: frame the place and show it enlarged in the corner across."""
+    height, width = part.contribution.shape
+    ys, xs = np.nonzero(np.abs(part.contribution) > 0)
+    if len(ys) == 0:
+        return
+    top, bottom, left, right = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
+    side = max(bottom - top, right - left)
+    if side > 0.3 * min(height, width):
+        return
+    corner = (0.02 if left + right > width else 0.53, 0.02 if top + bottom < height else 0.53)
+    inset = axes.inset_axes((*corner, 0.45, 0.45))
+    inset.imshow(part.contribution, **limits)
+    middle = (left + right - 1) / 2, (top + bottom - 1) / 2
+    inset.set(xlim=(middle[0] - side / 2, middle[0] + side / 2), ylim=(middle[1] + side / 2, middle[1] - side / 2))
+    inset.set(xticks=[], yticks=[])
+    axes.indicate_inset_zoom(inset, edgecolor=FAINT, linewidth=0.8)
+
+
+def _matplotlib(module: str) -> Any:
+    try:
+        return importlib.import_module(f"matplotlib.{module}")
+    except ImportError as error:
+        raise MissingExtraError(f"matplotlib is needed to draw: pip install 'relupath[draw]' ({error})") from error
