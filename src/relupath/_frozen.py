@@ -17,7 +17,15 @@ from ._gates import TOLERANCE
 from ._record import Operation, Recorder, Source, module_paths
 from ._targets import Functional, TargetLike, resolve
 from ._units import Layer
-from .errors import IncompleteError, InputError, ModelError, PathError, TrainingModeError, UnknownLayerError
+from .errors import (
+    IncompleteError,
+    InputError,
+    ModelError,
+    PathError,
+    TrainingModeError,
+    UnknownLayerError,
+    UnsupportedOperation,
+)
 
 LayerLike = Layer | str | int | nn.Module | tuple[nn.Module, int]
 """A layer, its name, its position, its module, or a module that runs several times with the number of the call."""
@@ -140,6 +148,7 @@ class Frozen:
 
     def below(self, layers: Sequence[Layer]) -> dict[Layer, frozenset[Layer]]:
         """For the output and each of the layers, those of the layers on which it depends."""
+        layers = sorted(layers, key=self.layers.index)
         places: dict[tuple[Any, int], list[Layer]] = {}
         for layer in layers:
             places.setdefault(_key(layer.edge), []).append(layer)
@@ -157,6 +166,7 @@ class Frozen:
 
         A layer's level is the length of the longest way from it up to the output, counted in layers.
         """
+        layers = sorted(layers, key=self.layers.index)
         below, height = self.below(layers), dict.fromkeys(layers, 0)
         for layer in reversed(layers):
             for lower in below[layer]:
@@ -256,7 +266,8 @@ def freeze(
         with recorder.recording(*signals):
             raw = model(*signals, *args, **(kwargs or {}))
             result = raw if output is None else output(raw)
-    top = _top(result, len(inputs[0]), recorder)
+            signal = recorder.signal(result) if isinstance(result, Tensor) else None
+    top = _top(result, signal, len(inputs[0]))
     _refuse_missing(wanted, recorder.layers)
     return Frozen(
         output=top.output,
@@ -273,14 +284,21 @@ def _refuse_unusable(model: nn.Module) -> None:
     if any(t.is_inference() for t in [*model.parameters(), *model.buffers()]):
         raise ModelError("the model was built under torch.inference_mode(), where it has no derivatives")
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedOperation(
+                f"module {name or type(module).__name__!r} is scripted or traced, so its operations cannot be seen: "
+                "use the module that it was made from"
+            )
         if module.training:
             raise TrainingModeError(
                 f"module {name or type(module).__name__!r} is in training mode, where batch norm uses the batch's "
-                "statistics and dropout is random, so the output is not a function of one input: call model.eval() first"
+                "statistics and dropout is random, so the output is no function of one input: call model.eval() first"
             )
 
 
 def _refuse_input(inputs: tuple[Any, ...]) -> None:
+    if not inputs:
+        raise InputError("x is an empty tuple: give at least one tensor to explain")
     for value in inputs:
         if not isinstance(value, Tensor):
             raise InputError(f"x must be a tensor or a tuple of tensors; got {type(value).__name__}")
@@ -321,7 +339,7 @@ def _kept(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
     """Undo what a forward pass does to attributes of the model, and to the state of the random generators."""
     places = [module.__dict__ for module in model.modules()]
     places += [place[key] for place in places for key in ("_parameters", "_buffers", "_modules")]
-    before = [(place, dict(place)) for place in places]
+    before = [(place, dict(place)) for place in places if isinstance(place, dict)]
     devices = {value.device.index or 0 for value in inputs if value.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=sorted(devices)):
@@ -333,7 +351,7 @@ def _kept(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
                 place.update(kept)
 
 
-def _top(result: Any, samples: int, recorder: Recorder) -> Layer:
+def _top(result: Any, signal: Tensor | None, samples: int) -> Layer:
     if not isinstance(result, Tensor):
         raise ModelError(
             f"the model returns {type(result).__name__}, not a tensor: pick one with output=, "
@@ -343,10 +361,9 @@ def _top(result: Any, samples: int, recorder: Recorder) -> Layer:
         raise ModelError(f"the output must have shape (samples, ..., classes); got {list(result.shape)}")
     if not torch.isfinite(result).all():
         raise ModelError("the model's output holds NaN or infinite values")
-    result = recorder.signal(result)
-    if result is None:
+    if signal is None:
         raise ModelError("the output does not depend on x: was it detached, or computed under torch.no_grad()?")
-    return Layer("output", result.detach(), get_gradient_edge(result))
+    return Layer("output", signal.detach(), get_gradient_edge(signal))
 
 
 def _key(edge: GradientEdge) -> tuple[Any, int]:

@@ -214,7 +214,8 @@ def _verify_affine(call: Call) -> None:
     moved = {id(s): s.detach() + d for s, d in zip(signals, steps, strict=True)}
     with torch.no_grad():
         shifted = list(leaves(double.on(lambda t: moved.get(id(t), t).clone())()))[: len(ys)]
-    value = _dot([y.detach() for y in ys], waves)
+    ys = [y.detach() for y in ys]
+    value = _dot(ys, waves)
     at_zero = _dot(list(leaves(double.at_zero()))[: len(ys)], waves)
     carried, step = _dot(*zip(*pairs, strict=True)), _dot(steps, [g for _, g in pairs])
     size = sum(float((y * u).abs().sum()) for y, u in zip(ys, waves, strict=True))

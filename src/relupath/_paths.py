@@ -138,7 +138,7 @@ class Path:
             raise PathError(f"not a path: the text is not JSON ({error})") from error
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Path:
+    def from_dict(cls, data: Any) -> Path:
         """Read what ``to_dict`` gave.
 
         Raises:
@@ -153,7 +153,7 @@ class Path:
             raise PathError(f"not a path: {type(error).__name__} {error}") from error
 
 
-def _step(data: dict[str, Any]) -> Step:
+def _step(data: Any) -> Step:
     units = tuple(tuple(unit) for unit in data["units"])
     if not isinstance(data["layer"], str) or any(not isinstance(i, int | None) for unit in units for i in unit):
         raise TypeError("a step has a layer name and units of integer coordinates")

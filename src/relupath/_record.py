@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -81,6 +82,13 @@ class _Saved:
         return self.tensor
 
 
+def _save(by_storage: dict[int, list[weakref.ref[_Saved]]], tensor: Tensor) -> _Saved:
+    """Note a saved tensor under its storage; holds no recorder, which would hold the graph that holds this."""
+    saved = _Saved(tensor)
+    by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(weakref.ref(saved))
+    return saved
+
+
 class Recorder(TorchFunctionMode):
     """Runs a model's operations straightened at the input.
 
@@ -132,11 +140,13 @@ class Recorder(TorchFunctionMode):
         try:
             for signal in inputs:
                 self._admit(signal)
-            with torch.autograd.graph.saved_tensors_hooks(self._save, _Saved.load), self:
+            with torch.autograd.graph.saved_tensors_hooks(partial(_save, self._saved), _Saved.load), self:
                 yield self
         finally:
             for hook in hooks:
                 hook.remove()
+            self._known.clear()
+            self._latest = None
         for layer in self.layers:
             if layer.output._version != self._versions[layer]:
                 raise self._refusal("an in-place operation", f"it overwrote the output of layer {layer.name!r} unseen")
@@ -257,11 +267,6 @@ class Recorder(TorchFunctionMode):
             if saved is not None:
                 saved.keep()
 
-    def _save(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor)
-        self._saved.setdefault(tensor.untyped_storage().data_ptr(), []).append(weakref.ref(saved))
-        return saved
-
     def _module_done(self, module: nn.Module, name: str, output: Any) -> None:
         """Note a module's output if it is wanted; an activation that is a module of its own bears the module's name."""
         if self._wanted is None:
@@ -327,7 +332,7 @@ def _numbered(name: str, call: int) -> str:
 def _line() -> str:
     """The line of the user's code that is running, as `` (file.py:12)``."""
     frame: FrameType | None = sys._getframe()
-    ours = (__name__.partition(".")[0], "torch")
+    ours = (__name__.partition(".")[0], "torch", "jaxtyping", "beartype")
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
         frame = frame.f_back
     return f" ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})" if frame else ""

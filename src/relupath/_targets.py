@@ -29,7 +29,7 @@ class Target:
     plus: int | tuple[int, ...]
     minus: int | tuple[int | None, ...] | None = None
 
-    def __call__(self, output: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
+    def __call__(self, output: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         """The target's value for each sample.
 
         Raises:
@@ -140,7 +140,7 @@ def _index(value: SupportsIndex) -> int:
     return operator.index(value)
 
 
-def _pick(output: Float[Tensor, "B C"], classes: int | tuple[int, ...]) -> Float[Tensor, " B"]:
+def _pick(output: Float[Tensor, "B ..."], classes: int | tuple[int, ...]) -> Float[Tensor, " B"]:
     if output.ndim != 2:
         _no_class(output)
     samples, count = output.shape

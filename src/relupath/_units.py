@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -67,7 +67,7 @@ class Partition:
             index, coordinates[axis] = divmod(index, shape[axis])
         return tuple(coordinates)
 
-    def mask(self, index: Tensor, shape: Sequence[int]) -> Float[Tensor, "B *shape"]:
+    def mask(self, index: Int[Tensor, " B"], shape: Sequence[int]) -> Bool[Tensor, "B *shape"]:
         """One 0/1 mask a sample: the neurons of the unit at each position of ``scores``; -1 selects none."""
         axes = self.axes(len(shape))
         kept = [size if axis in axes else 1 for axis, size in enumerate(shape)]

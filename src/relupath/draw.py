@@ -146,6 +146,7 @@ def _cell(axes: Any, explanation: Explanation, row: Row, depth: int, shared: flo
         )
     else:
         axes.set_title(f"{_cut(row.title, 32)}\nwhole network", fontsize=9.5, color=INK)
+        axes.text(0, 1.21, row.role.upper(), fontsize=7, color=FAINT, transform=axes.transAxes)
     sum_ = (
         f"{_short(part.value)} = {_short(part.weight_part)} {'+' if part.bias >= 0 else MINUS} {_short(abs(part.bias))}"
     )

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def load(
     try:
         model = built.model.to(torch.device(device), DTYPES[dtype]).eval()
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"device {device!r} cannot be used ({_first_line(error)})") from error
     return Classifier(spec, model, built.preprocess, names or built.classes, notes, device, DTYPES[dtype])
 
 
@@ -127,7 +128,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path), ()
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ModelError(f"weights {path} are not a readable safetensors file ({error})") from error
     except pickle.UnpicklingError as error:
@@ -136,9 +139,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
             "state dict alone, best as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ModelError(
-            f"weights {path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
+        raise ModelError(f"weights {path} cannot be read ({_first_line(error)})") from error
     notes = []
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -283,6 +284,10 @@ def _extra(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(f"{extra} is needed for this: pip install 'relupath[{extra}]' ({error})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip(": ").splitlines()[0]
 
 
 def _close(name: str, known: Sequence[str]) -> str:

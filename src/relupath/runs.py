@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from ._frozen import Frozen, LayerLike, freeze
+from ._frozen import Frozen, freeze
 from ._linear import PathModel, linear_model
 from ._paths import Path
 from ._search import Found, Greedy, find_paths
@@ -260,14 +260,15 @@ def _class_index(classifier: Classifier, wanted: str | int, count: int) -> int:
 
 
 def _chosen(frozen: Frozen, layers: str) -> list[Layer]:
-    """Layers by ``name,name,...`` or ``every:K`` (counted from the top)."""
+    """Layers by name or position, separated by commas, or ``every:K`` (counted from the top)."""
     if layers.startswith("every:"):
         step = layers.removeprefix("every:")
         if not step.isdecimal() or int(step) < 1:
             raise UsageError(f"layers every:K needs a whole number K of at least 1; got {step!r}")
         return list(frozen.layers[:: -int(step)])[::-1]
-    names: list[LayerLike] = [int(n) if n.lstrip("-").isdecimal() else n for n in layers.split(",")]
-    return [frozen.layer(name) for name in names]
+    known = {layer.name for layer in frozen.layers}
+    given = [name.strip() for name in layers.split(",")]
+    return [frozen.layer(n if n in known or not n.lstrip("-").isdecimal() else int(n)) for n in given]
 
 
 def _shown(classifier: Classifier, picture: Picture, x: Tensor) -> Float[np.ndarray, "H W 3"]:

@@ -105,8 +105,7 @@ def find_paths(
         )
     if len(set(chosen)) < len(chosen):
         raise PathError("a layer is named twice")
-    ordered = sorted(chosen, key=frozen.layers.index)
     start = time.perf_counter()
-    problem = Problem(frozen, frozen.functional(target), frozen.levels(ordered), frozen.below(ordered), partition)
+    problem = Problem(frozen, frozen.functional(target), frozen.levels(chosen), frozen.below(chosen), partition)
     found = search.search(problem)
     return replace(found, cost=replace(found.cost, seconds=time.perf_counter() - start))
