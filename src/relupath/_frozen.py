@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -336,10 +337,15 @@ def _refuse_missing(wanted: frozenset[str] | None, layers: Sequence[Layer]) -> N
 
 @contextmanager
 def _kept(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
-    """Undo what a forward pass does to attributes of the model, and to the state of the random generators."""
+    """Suspend backward hooks; undo what a forward pass does to the model's attributes and to random generators."""
     places = [module.__dict__ for module in model.modules()]
     places += [place[key] for place in places for key in ("_parameters", "_buffers", "_modules")]
     before = [(place, dict(place)) for place in places if isinstance(place, dict)]
+    for module in model.modules():
+        suspended: dict[str, Any] = {
+            key: OrderedDict() for key in ("_backward_hooks", "_backward_pre_hooks") if getattr(module, key)
+        }
+        module.__dict__.update(suspended)
     devices = {value.device.index or 0 for value in inputs if value.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=sorted(devices)):

@@ -9,12 +9,14 @@ Source: "Pathwise Explanation of ReLU Neural Networks", sections 3 and 6 (gates 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from ._calls import HOMES, Call, leaves
 
@@ -160,6 +162,11 @@ def _seen_through(call: Call) -> Straight:
     return Straight(call.first.view_as(call.first))
 
 
+def _ignored(call: Call) -> Straight:
+    """Hooks on a signal's gradient: the products taken here are none of their business."""
+    return Straight(RemovableHandle(OrderedDict()) if call.name == "register_hook" else None)
+
+
 def _number(call: Call) -> Straight:
     """``item`` and the like: harmless on integers and truth values, which are fixed at the input."""
     raise NotAffine("it turns a signal into a plain number, whose dependence on the input is lost")
@@ -278,6 +285,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("piece", _rrelu, activation=True), "rrelu rrelu_"),
     # numbers and constants
     (Rule("affine", _seen_through), "detach"),
+    (Rule("ignored", _ignored), "register_hook retain_grad"),
     (Rule("number", _number), "detach_ item tolist numpy __float__ __array__"),
     # gates x * phi(x)
     (Rule("gate", _gate, activation=True), "gelu silu silu_ mish mish_ hardswish hardswish_ elu elu_ selu selu_"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -86,7 +86,7 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
     if all(p.layers == paths[0].layers for p in paths):
         ends, value = _descend(frozen, functional.gradient, paths)
         value = functional.value if not paths[0] else value
-        return model_from(frozen, ends, value, functional.labels)
+        return model_from(frozen, frozen.vjp(ends, frozen.inputs), value, functional.labels)
     ends, value = {}, torch.zeros_like(functional.value)
     for layers in dict.fromkeys(p.layers for p in paths):
         rows = torch.tensor([p.layers == layers for p in paths], device=value.device)
@@ -96,14 +96,14 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
         value = value + torch.where(rows, partial if layers else functional.value, 0)
         for layer, cotangent in part.items():
             ends[layer] = ends[layer] + cotangent if layer in ends else cotangent
-    return model_from(frozen, ends, value, functional.labels)
+    return model_from(frozen, frozen.vjp(ends, frozen.inputs), value, functional.labels)
 
 
 def model_from(
-    frozen: Frozen, cotangents: Mapping[Layer, Tensor], value: Float[Tensor, " B"], labels: tuple[str, ...]
+    frozen: Frozen, weights: Sequence[Tensor], value: Float[Tensor, " B"], labels: tuple[str, ...]
 ) -> PathModel:
-    """The linear model that the cotangents at layers pull back to the input, of the given value at x."""
-    weights = tuple(frozen.vjp(cotangents, frozen.inputs))
+    """The linear model of these weights, one tensor for each explained input, that has the given value at x."""
+    weights = tuple(weights)
     bias = value - inner(weights, [layer.output for layer in frozen.inputs])
     return PathModel(weights if len(weights) > 1 else weights[0], bias, value, labels)
 

@@ -58,14 +58,21 @@ class Source:
 
 
 class _Saved:
-    """A tensor kept for derivatives: shared while nothing writes to it, a copy from then on."""
+    """A tensor kept for derivatives: shared while nothing writes to it, a copy from then on.
+
+    Indices, such as those of max pooling, are kept in half the bytes where they fit.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.version = tensor.detach(), tensor._version
+        self.dtype = tensor.dtype
+        small = tensor.dtype == torch.int64 and tensor.numel() > 0 and int(tensor.abs().max()) < 2**31
+        self.tensor = tensor.to(torch.int32) if small else tensor.detach()
+        self.version = self.tensor._version
 
     def keep(self) -> None:
         """Keep the present value, as it is about to be overwritten."""
-        self.tensor = self.load().clone()
+        self.load()
+        self.tensor = self.tensor.clone()
         self.version = self.tensor._version
 
     def load(self) -> Tensor:
@@ -79,7 +86,7 @@ class _Saved:
                 "a tensor of the recorded pass was overwritten since (the model's weights were changed, or an "
                 "operation that could not be seen wrote in place): freeze again"
             )
-        return self.tensor
+        return self.tensor.to(self.dtype)
 
 
 def _save(by_storage: dict[int, list[weakref.ref[_Saved]]], tensor: Tensor) -> _Saved:
@@ -134,7 +141,8 @@ class Recorder(TorchFunctionMode):
 
         def leave(module: nn.Module, _args: Any, output: Any) -> None:
             if threading.get_ident() == thread and module in self._paths:
-                self._module_done(*self._stack.pop(), output)
+                with torch._C.DisableTorchFunction():
+                    self._module_done(*self._stack.pop(), output)
 
         hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
         try:
@@ -159,6 +167,8 @@ class Recorder(TorchFunctionMode):
         mutates = call.mutates
         if mutates:
             self._before_write(call)
+        if func == torch.Tensor.data.__set__:  # type: ignore[attr-defined]
+            raise self._refusal("assignment to .data", "it changes a tensor behind the back of its derivative")
         with torch.inference_mode(False), torch.enable_grad():
             call = call.on(self._constant_or_signal)
             if call.signals:
@@ -219,8 +229,9 @@ class Recorder(TorchFunctionMode):
         Raises:
             UnsupportedOperation: it came from an operation that could not be seen.
         """
-        t = self._constant_or_signal(t)
-        return t if t.requires_grad else None
+        with torch._C.DisableTorchFunction():
+            t = self._constant_or_signal(t)
+            return t if t.requires_grad else None
 
     def _constant_or_signal(self, t: Tensor) -> Tensor:
         """Detach what requires grad without depending on the input; refuse what came from an unseen operation."""
@@ -228,7 +239,7 @@ class Recorder(TorchFunctionMode):
             return t
         if t.grad_fn is None:
             return t.detach()
-        if t._base is not None and t._base.grad_fn in self._known:
+        if t._base is not None and self._is_view(t.grad_fn):
             self._admit(t)
             return t
         if not self._reaches_input(t.grad_fn):
@@ -236,6 +247,14 @@ class Recorder(TorchFunctionMode):
         raise self._refusal(
             t.grad_fn.name(), "it ran unseen (a custom autograd function or a compiled or scripted module)"
         )
+
+    def _is_view(self, node: Any) -> bool:
+        """Whether torch's own view operations alone lead from known signals to a graph node."""
+        while node is not None and node not in self._known:
+            if node.name() not in VIEWS:
+                return False
+            node = node.next_functions[0][0]
+        return node is not None
 
     def _reaches_input(self, node: Any) -> bool:
         """Whether a graph node depends on a known signal."""
@@ -312,6 +331,15 @@ class Recorder(TorchFunctionMode):
             "Replace it by such operations, or explain an output that comes before it (freeze's output=...)."
         )
 
+
+VIEWS = frozenset(
+    f"{name}Backward0"
+    for name in (
+        *("AsStrided", "View", "UnsafeView", "ReshapeAlias", "Alias", "Slice", "Select", "Transpose", "T", "Permute"),
+        *("Squeeze", "Unsqueeze", "Expand", "Diagonal", "Unfold", "Split", "SplitWithSizes", "Unbind"),
+    )
+)
+"""Graph nodes that autograd makes anew for the views of a tensor that was written to."""
 
 _TESTED = Rule("tested", tested)
 

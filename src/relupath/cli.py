@@ -44,11 +44,13 @@ def main() -> None:
 @click.option("--weights", type=EXISTING, help="State dict: safetensors, or a pickle of tensors.")
 @click.option("--labels", type=EXISTING, help="Text file with one class name a line.")
 @click.option("--target", help="Class to explain, by number or name.  [default: the predicted one]")
+@click.option("--against", help="Class to compare with, by number or name.  [default: the best other one]")
 @click.option("--layers", help="Layers for the path: names separated by commas, or every:K.  [default: all]")
 @click.option("--depth", type=click.IntRange(min=1), help="Use only so many layers from the top.")
 @click.option("--scene", type=click.IntRange(min=0), help="Without a photo: the seed of the scene that is drawn.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all numbers to this file.")
+@click.option("--bare", is_flag=True, help="Leave the photo out of the figure: maps and numbers only.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
@@ -65,7 +67,7 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
         with _progress(quiet) as progress:
             explanation = _explain(photo, options, progress)
             progress("drawing")
-            relupath.draw.save(explanation, output)
+            relupath.draw.save(explanation, output, bare=options["bare"])
             if json_path is not None:
                 with files.replacing(json_path) as draft:
                     draft.write_text(json.dumps(explanation.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -95,7 +97,7 @@ def _explain(photo: Path | None, options: dict[str, Any], progress: Callable[[st
     classifier = relupath.models.load(spec, **loaded)
     for note in (*classifier.notes, *picture.notes):
         click.echo(f"note: {note}", err=True)
-    chosen = {key: options[key] for key in ("target", "layers", "depth")}
+    chosen = {key: options[key] for key in ("target", "against", "layers", "depth")}
     return relupath.runs.explain(classifier, picture, progress=progress, **chosen)
 
 

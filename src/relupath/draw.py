@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -21,7 +22,7 @@ MINUS = "\N{MINUS SIGN}"
 SIDE, GAP, MARGIN, HEADER, ROW, FOOTER = 2.35, 0.3, 0.25, 1.15, 3.4, 0.35  # inches
 
 
-def figure(explanation: Explanation, columns: int = 4, colours: str = "RdBu_r") -> Any:
+def figure(explanation: Explanation, columns: int = 4, colours: str = "RdBu_r", bare: bool = False) -> Any:
     """Draw an explanation: a row for each target; the whole network, then its path from thin to deep.
 
     Colours are symmetric about zero, red speaks for the target, and they end at a percentile of the absolute values.
@@ -31,6 +32,7 @@ def figure(explanation: Explanation, columns: int = 4, colours: str = "RdBu_r") 
         explanation: what to draw.
         columns: how many depths of the paths to show.
         colours: a diverging matplotlib colour map.
+        bare: leave the picture out, maps and numbers only.
 
     Returns:
         A ``matplotlib.figure.Figure``.
@@ -48,7 +50,10 @@ def figure(explanation: Explanation, columns: int = 4, colours: str = "RdBu_r") 
         return fig.add_axes((left / width, bottom / height, SIDE / width, SIDE / height))
 
     fig.text(MARGIN / width, 1 - 0.32 / height, f"Why {explanation.target.name}?", fontsize=17, color=INK, va="center")
-    _photo(cell(0, 0), explanation)
+    if bare:
+        explanation = replace(explanation, shown=np.ones_like(explanation.shown))
+    else:
+        _photo(cell(0, 0), explanation)
     _words(cell(1, 0), explanation)
     shared = _scale([row.whole.contribution for row in explanation.rows])
     for r, row in enumerate(explanation.rows):
@@ -58,7 +63,9 @@ def figure(explanation: Explanation, columns: int = 4, colours: str = "RdBu_r") 
     return fig
 
 
-def save(explanation: Explanation, path: str | Path, columns: int = 4, colours: str = "RdBu_r") -> None:
+def save(
+    explanation: Explanation, path: str | Path, columns: int = 4, colours: str = "RdBu_r", bare: bool = False
+) -> None:
     """Draw an explanation into a PNG, PDF or SVG file, whole or not at all.
 
     Raises:
@@ -68,7 +75,7 @@ def save(explanation: Explanation, path: str | Path, columns: int = 4, colours: 
     """
     path = Path(path)
     writable(path, ENDINGS)
-    fig = figure(explanation, columns, colours)
+    fig = figure(explanation, columns, colours, bare)
     with replacing(path) as draft:
         fig.savefig(draft, format=path.suffix[1:].lower(), dpi=150)
 

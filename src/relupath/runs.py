@@ -61,7 +61,7 @@ class Row:
     """What explains one target: the whole linear model, then Algorithm 1's path from thin to deep.
 
     Attributes:
-        role: ``target``, ``plausible`` or ``contrast``.
+        role: ``target``, ``plausible`` (``against`` if the user named the class) or ``contrast``.
         title: the target in words.
         whole: the linear model of the whole network.
         parts: the path cut after 1, 2, ... layers from the top.
@@ -87,7 +87,7 @@ class Explanation:
         shown: what the network saw, 0..1, (H, W, 3).
         best: the five best classes.
         target: the class explained.
-        plausible: the best class other than the target.
+        plausible: the class compared with: the best one other than the target, unless another was named.
         rows: target, plausible class and contrast.
         error: the largest relative error of completeness by two independent routes.
         notes: sentences that a person should read.
@@ -135,6 +135,7 @@ def explain(
     classifier: Classifier,
     picture: Picture,
     target: str | int | None = None,
+    against: str | int | None = None,
     *,
     layers: str | None = None,
     depth: int | None = None,
@@ -146,6 +147,7 @@ def explain(
         classifier: the model.
         picture: the picture.
         target: class index or name; None means the predicted class.
+        against: the class to compare with; None means the plausible one, the best class other than the target.
         layers: layer names separated by commas, or ``every:K``; None means all.
         depth: at most so many layers from the top; None means all.
         progress: called before each stage with its name.
@@ -156,7 +158,7 @@ def explain(
     x = classifier.prepare(picture.image)
     progress("recording the forward pass")
     frozen = _freeze(classifier.model, x)
-    best, target_score, plausible = _classes(classifier, frozen.output[0], target)
+    best, target_score, plausible = _classes(classifier, frozen.output[0], target, against)
     t, p = target_score.index, plausible.index
     rows = contrast([t, p, t], [None, None, p])
     chosen = None if layers is None else _chosen(frozen, layers)
@@ -174,6 +176,7 @@ def explain(
     for count in range(deepest + 1):
         progress(f"path models: depth {count} of {deepest}")
         models.append(linear_model(frozen, rows, path=[path.top(min(count, len(path))) for path in found.paths]))
+    roles = ("target", "plausible" if against is None else "against", "contrast")
     titles = (target_score.name, plausible.name, f"{target_score.name} \N{MINUS SIGN} {plausible.name}")
     return Explanation(
         picture=picture.name,
@@ -184,7 +187,7 @@ def explain(
         plausible=plausible,
         rows=tuple(
             _row(b, role, title, frozen, found, models)
-            for b, (role, title) in enumerate(zip(("target", "plausible", "contrast"), titles, strict=True))
+            for b, (role, title) in enumerate(zip(roles, titles, strict=True))
         ),
         error=error,
         notes=classifier.notes + picture.notes,
@@ -227,9 +230,9 @@ def _freeze(model: nn.Module, x: Tensor) -> Frozen:
 
 
 def _classes(
-    classifier: Classifier, logits: Float[Tensor, " C"], wanted: str | int | None
+    classifier: Classifier, logits: Float[Tensor, " C"], wanted: str | int | None, against: str | int | None
 ) -> tuple[tuple[Score, ...], Score, Score]:
-    """The five best classes, the target and the best other class."""
+    """The five best classes, the target, and the class to compare with: by default the best other one."""
     if logits.ndim != 1 or len(logits) < 2:
         raise ModelError(f"expected one output a class, at least two; got shape {list(logits.shape)}")
     probabilities = logits.softmax(0)
@@ -240,6 +243,10 @@ def _classes(
 
     target = order[0] if wanted is None else _class_index(classifier, wanted, len(logits))
     plausible = next(c for c in order if c != target)
+    if against is not None:
+        plausible = _class_index(classifier, against, len(logits))
+    if plausible == target:
+        raise UsageError(f"{classifier.class_name(target)} cannot be compared with itself: name another class")
     return tuple(score(c) for c in order[:5]), score(target), score(plausible)
 
 

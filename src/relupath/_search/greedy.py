@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,40 +68,40 @@ class _Descent:
         starts = {at for at, choice in zip(self.at, open_to, strict=True) if choice}
         pulled = self._pull({layer: self.cotangents[layer] for layer in starts}, layers)
         partition = self.problem.partition
-        scores = [partition.scores(v * layer.output) for v, layer in zip(pulled, layers, strict=True)]
-        allowed = [[layer in choice for layer in layers] for choice in open_to]
-        best, where = _argmax(scores, allowed)
+        best, where = _argmax(
+            (partition.scores(v * layer.output) for v, layer in zip(pulled, layers, strict=True)),
+            [[layer in choice for layer in layers] for choice in open_to],
+        )
         units = torch.full((len(layers), len(self.at)), -1)
-        for b, choice in enumerate(open_to):
+        for b, (importance, choice) in enumerate(zip(best.tolist(), open_to, strict=True)):
             if not choice:
                 continue
-            if not best[b] > 0:
+            if not importance > 0:
                 sentence = f"no importance is positive at {' or '.join(layer.name for layer in layers)}"
                 self.missed[b] = self.missed[b] or sentence
-                self.stopped[b] = sentence if best[b] > -torch.inf else None
+                self.stopped[b] = sentence if importance > -torch.inf else None
                 continue
             l, index = where[b]
             units[l, b] = index
-            self._choose(b, layers[l], partition.unit(index, layers[l].shape), best[b])
+            self._choose(b, layers[l], partition.unit(index, layers[l].shape), importance)
         for layer, v, index in zip(layers, pulled, units, strict=True):
-            self._stand_on(layer, v, partition.mask(index.to(v.device), layer.shape))
+            self._stand_on(layer, v, index.to(v.device), best)
         self.cotangents = {layer: self._only_here(layer) for layer in dict.fromkeys(self.at)}
 
     def end_at_input(self) -> Found:
         """Pull back to the input: the linear models of the paths, and the input element of largest importance."""
         problem, frozen = self.problem, self.problem.frozen
-        scaled = {layer: v * _column(self.scale, v) for layer, v in self.cotangents.items()}
+        weights = self._pull(self.cotangents, frozen.inputs)
+        scaled = [w * _column(self.scale, w) for w in weights]
         model = model_from(frozen, scaled, self.value, problem.functional.labels)
-        self.products += 1
-        weights = model.weight if isinstance(model.weight, tuple) else (model.weight,)
-        per_unit = [w * x.output / _column(self.scale, w) for w, x in zip(weights, frozen.inputs, strict=True)]
-        best, where = _argmax([neurons.scores(c) for c in per_unit], [[True] * len(per_unit)] * len(self.at))
+        per_unit = [w * x.output for w, x in zip(weights, frozen.inputs, strict=True)]
+        best, where = _argmax(map(neurons.scores, per_unit), [[True] * len(per_unit)] * len(self.at))
         ends: list[Step | None] = [None for _ in self.at]
-        for b, (i, index) in enumerate(where):
+        for b, (importance, (i, index)) in enumerate(zip(best.tolist(), where, strict=True)):
             x = frozen.inputs[i]
-            if self.stopped[b] is None and best[b] > 0:
+            if self.stopped[b] is None and importance > 0:
                 ends[b] = Step(x.name, (neurons.unit(index, x.shape),))
-                self.importance[b][x.name] = best[b]
+                self.importance[b][x.name] = importance
             elif self.stopped[b] is None:
                 self.stopped[b] = self.missed[b] or "no importance is positive at the input"
         paths = [
@@ -123,21 +123,19 @@ class _Descent:
 
     def _only_here(self, layer: Layer) -> Tensor:
         """The cotangent at a layer, without the samples that stand elsewhere."""
-        v = self.cotangents[layer]
-        here = torch.tensor([at is layer for at in self.at], device=v.device)
-        return torch.where(_column(here, v), v, 0)
+        v, here = self.cotangents[layer], [at is layer for at in self.at]
+        return v if all(here) else torch.where(_column(torch.tensor(here, device=v.device), v), v, 0)
 
-    def _stand_on(self, layer: Layer, pulled: Tensor, mask: Tensor) -> None:
+    def _stand_on(self, layer: Layer, pulled: Tensor, index: Tensor, importance: Tensor) -> None:
         """Set the cotangent of the chosen units: 1 at a single neuron, relative weights within a larger unit."""
-        a = layer.output * mask
-        v = pulled * mask
-        total, size = a.flatten(1).sum(1), a.abs().flatten(1).sum(1)
-        contribution = (v * a).flatten(1).sum(1)
-        factor = contribution / torch.where(total.abs() == size, total, size)
-        chosen = mask.flatten(1).any(1)
-        self.value = torch.where(chosen, self.scale * contribution, self.value)
+        partition, chosen, unit = self.problem.partition, index >= 0, index.clamp(min=0)[:, None]
+        total = partition.scores(layer.output).gather(1, unit)[:, 0]
+        size = partition.scores(layer.output.abs()).gather(1, unit)[:, 0]
+        factor = importance / torch.where(total.abs() == size, total, size)
+        self.value = torch.where(chosen, self.scale * importance, self.value)
         self.scale = torch.where(chosen, self.scale * factor, self.scale)
-        self.cotangents[layer] = v / _column(torch.where(chosen, factor, 1), v)
+        v = pulled * partition.mask(index, layer.shape)
+        self.cotangents[layer] = v.div_(_column(torch.where(chosen, factor, 1), v))
 
 
 def _column(factor: Tensor, like: Tensor) -> Tensor:
@@ -145,14 +143,14 @@ def _column(factor: Tensor, like: Tensor) -> Tensor:
     return factor.view(-1, *[1] * (like.ndim - 1))
 
 
-def _argmax(scores: Sequence[Tensor], allowed: Sequence[Sequence[bool]]) -> tuple[list[float], list[tuple[int, int]]]:
-    """For each sample the largest score of the allowed lists: its value, and (list, position); one transfer in all.
+def _argmax(scores: Iterable[Tensor], allowed: Sequence[Sequence[bool]]) -> tuple[Tensor, list[tuple[int, int]]]:
+    """For each sample the largest score of the allowed lists: its value, and (list, position).
 
     The value is -inf where every allowed list is all zero: nothing leads there.
     """
-    open_to = torch.tensor(allowed, device=scores[0].device) & torch.stack([(s != 0).any(1) for s in scores], 1)
-    tops = [s.max(1) for s in scores]
-    values = torch.stack([top.values for top in tops], 1).masked_fill(~open_to, -torch.inf)
-    best, which = values.max(1)
-    index = torch.stack([top.indices for top in tops], 1).gather(1, which[:, None])[:, 0]
-    return best.tolist(), list(zip(which.tolist(), index.tolist(), strict=True))
+    tops = [(*s.max(1), (s != 0).any(1)) for s in scores]
+    values, indices, reached = (torch.stack(column, 1) for column in zip(*tops, strict=True))
+    open_to = torch.tensor(allowed, device=values.device) & reached
+    best, which = values.masked_fill(~open_to, -torch.inf).max(1)
+    index = indices.gather(1, which[:, None])[:, 0]
+    return best, list(zip(which.tolist(), index.tolist(), strict=True))

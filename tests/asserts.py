@@ -1,0 +1,161 @@
+"""Assertions named after mathematical properties, with one table of tolerances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.modules.module as module_globals
+from torch import Tensor, nn
+
+import relupath
+from relupath import Frozen, Path, PathModel
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+"""How far two routes to the same number may be apart, relative to the largest entry, by dtype."""
+
+
+def refusal(run: Callable[[], object], *errors: type[Exception]) -> str | None:
+    """The sentence with which something is refused, or None if it is not."""
+    try:
+        run()
+    except errors as error:
+        return str(error)
+    return None
+
+
+def assert_close(got: Tensor, expected: Tensor, scale: Tensor | float = 0.0) -> None:
+    """Equal to round-off, relative to the largest entry or to ``scale``, the size of the terms that were added."""
+    assert got.shape == expected.shape, f"shape {list(got.shape)} instead of {list(expected.shape)}"
+    assert torch.isfinite(got).all()
+    tolerance = TOLERANCE[got.dtype]
+    got, expected = got.detach().double(), expected.detach().double()
+    size = max(float(expected.abs().max()), float(torch.as_tensor(scale).detach().abs().max()))
+    error = float((got - expected).abs().max())
+    assert error <= tolerance * size, f"error {error:.3e} at size {size:.3e}"
+
+
+def assert_zero(model: PathModel) -> None:
+    """The linear model is nothing: weight, bias and value vanish exactly."""
+    assert all((w == 0).all() for w in weights(model))
+    assert (model.bias == 0).all()
+    assert (model.value == 0).all()
+
+
+def weights(model: PathModel) -> tuple[Tensor, ...]:
+    return model.weight if isinstance(model.weight, tuple) else (model.weight,)
+
+
+def flat(model: PathModel) -> Tensor:
+    """Weight and bias of every sample in one matrix (B, inputs + 1)."""
+    return torch.cat([*(w.flatten(1) for w in weights(model)), model.bias[:, None]], 1)
+
+
+def assert_same_model(got: PathModel, expected: PathModel, scale: float = 0.0) -> None:
+    """The same affine function of the input: weight by weight, bias by bias, value by value."""
+    for w, v in zip(weights(got), weights(expected), strict=True):
+        assert_close(w, v, scale)
+    assert_close(got.bias, expected.bias, max(scale, float(expected.value.abs().max())))
+    assert_close(got.value, expected.value, scale)
+
+
+def assert_complete(frozen: Frozen, target: object = None) -> None:
+    """f(x) = <W, x> + b, with b by difference and by summing every constant."""
+    account = frozen.check(target)
+    functional = frozen.functional(target)
+    assert torch.equal(account.value, functional.value)
+    assert account.tolerance == {torch.float64: 1e-10, torch.float32: 1e-4}[frozen.output.dtype]
+    size = account.value.abs() + account.weight_part.abs() + account.bias.abs()
+    assert_close(account.weight_part + account.bias, account.value, size)
+    assert_close(account.bias_from_sources, account.bias, size)
+    assert (account.error <= account.tolerance).all()
+    whole = relupath.linear_model(frozen, target)
+    assert_close(whole.value, account.value)
+    assert_close(whole.bias, account.bias_from_sources, size)
+    assert_evaluates(whole, frozen)
+
+
+def assert_evaluates(model: PathModel, frozen: Frozen) -> None:
+    """Weight and bias at the explained input give the value; the parts sum to the whole."""
+    x = tuple(layer.output for layer in frozen.inputs)
+    by_hand = sum((w * v).flatten(1).sum(1) for w, v in zip(weights(model), x, strict=True)) + model.bias
+    size = sum((w * v).abs().flatten(1).sum(1) for w, v in zip(weights(model), x, strict=True)) + model.bias.abs()
+    assert_close(by_hand, model.value, size)
+    assert_close(model(x if len(x) > 1 else x[0]), model.value, size)
+    assert_close(model.weight_part + model.bias, model.value, size)
+
+
+def assert_bias_from_sources_below(frozen: Frozen, target: object, path: Path, model: PathModel) -> None:
+    """b^P counted constant by constant, over the sources below the path's lowest layer."""
+    cotangent = frozen.functional(target).gradient
+    above = frozen.top
+    for step in reversed(path.steps):
+        layer = frozen.layer(step.layer)
+        (pulled,) = frozen.vjp({above: cotangent}, [layer])
+        mask = torch.zeros(layer.shape, dtype=pulled.dtype)
+        for unit in step.units:
+            mask[tuple(slice(None) if i is None else i for i in unit)] = 1
+        above, cotangent = layer, pulled * mask
+    edges = [source.edge for source in frozen.sources]
+    total, size = torch.zeros_like(model.bias), torch.zeros_like(model.bias)
+    if edges:
+        with torch.enable_grad():
+            grads = torch.autograd.grad([above.edge], edges, [cotangent], retain_graph=True, allow_unused=True)
+        for grad, source in zip(grads, frozen.sources, strict=True):
+            if grad is not None:
+                term = (grad * source.constant).expand_as(grad)
+                term = term.reshape(len(total), -1)
+                total, size = total + term.sum(1), size + term.abs().sum(1)
+    assert_close(model.bias, total, size + model.value.abs() + model.weight_part.abs())
+
+
+def assert_children_sum_to_parent(
+    children: Sequence[PathModel], parent: PathModel, remainder: PathModel | None = None
+) -> None:
+    """The parts (and the remainder) sum to the whole: weight by weight, bias by bias, value by value."""
+    parts = [*children, remainder] if remainder is not None else list(children)
+    scale = float(sum(flat(part).abs() for part in parts).max())
+    assert_close(sum(flat(part) for part in parts), flat(parent), scale)
+    values = sum(part.value.abs() for part in parts)
+    assert_close(sum(part.value for part in parts), parent.value, values)
+
+
+@contextmanager
+def assert_untouched(model: nn.Module) -> Iterator[None]:
+    """The model, autograd's modes and the random state are afterwards what they were."""
+
+    def state() -> dict[str, object]:
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        return {
+            "identity": {name: id(t) for name, t in tensors},
+            "storage": {name: t.data_ptr() for name, t in tensors},
+            "requires_grad": {name: t.requires_grad for name, t in tensors},
+            "is_leaf": {name: t.is_leaf for name, t in tensors},
+            "grad": {name: id(t.grad) for name, t in tensors},
+            "flags": {name: m.training for name, m in model.named_modules()},
+            "attributes": {name: sorted(m.__dict__) for name, m in model.named_modules()},
+            "hooks": {
+                name: [len(getattr(m, key)) for key in sorted(vars(m)) if key.endswith("hooks")]
+                for name, m in model.named_modules()
+            },
+            "tensor_hooks": {name: len(t._backward_hooks or ()) for name, t in tensors},
+            "global_hooks": [len(v) for k, v in sorted(vars(module_globals).items()) if k.startswith("_global_") and v
+                             is not None and hasattr(v, "__len__")],
+            "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()),
+            "function_modes": torch._C._len_torch_function_stack(),
+        }  # fmt: skip
+
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    values = {name: t.detach().clone() for name, t in tensors}
+    grads = {name: None if t.grad is None else t.grad.clone() for name, t in tensors if t.is_leaf}
+    before, random = state(), torch.get_rng_state()
+    yield
+    after = state()
+    for key, value in before.items():
+        assert after[key] == value, f"{key} changed"
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        assert torch.equal(t, values[name]), f"{name} changed"
+        if name in grads and grads[name] is not None:
+            assert torch.equal(t.grad, grads[name]), f"gradient of {name} changed"
+    assert torch.equal(torch.get_rng_state(), random), "the random state changed"

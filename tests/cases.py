@@ -1,0 +1,79 @@
+"""The axes along which the laws are tried; a test varies one at a time."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nets import JOINS, NETS, STYLES
+from relupath import Frozen, Partition, Path, channels, contrast, locations, logit, neurons
+
+NAMES = tuple(NETS)
+DTYPES = (torch.float64, torch.float32)
+PARTITIONS = {"neurons": neurons, "channels": channels, "locations": locations, "rows": Partition("rows", 1, 2)}
+
+
+def weighted(output: Tensor) -> Tensor:
+    """A target with weights of its own on every output."""
+    return output @ torch.linspace(-1.0, 2.0, output.shape[-1], dtype=output.dtype)
+
+
+TARGETS = {
+    "logit": lambda batch: logit(2),
+    "int": lambda batch: 1,
+    "predicted": lambda batch: None,
+    "a logit a sample": lambda batch: logit([b % 3 for b in range(batch)]),
+    "contrast": lambda batch: contrast(0, 3),
+    "contrast a sample": lambda batch: contrast(torch.arange(batch) % 2, 3),
+    "callable": lambda batch: weighted,
+}
+
+
+def units_of(frozen: Frozen, layer: str | int, partition: Partition) -> list[tuple[int | None, ...]]:
+    """Every unit of a layer under a partition."""
+    shape = frozen.layer(layer).shape
+    count = 1
+    for axis in partition.axes(len(shape)):
+        count *= shape[axis]
+    return [partition.unit(index, shape) for index in range(count)]
+
+
+def active_path(frozen: Frozen, layers: list[str], partition: Partition, seed: int = 0, count: int = 1) -> Path:
+    """A path through ``count`` units a layer, drawn from those that are not zero at the first sample."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = []
+    for name in layers:
+        units = units_of(frozen, name, partition)
+        size = partition.scores(frozen.layer(name).output.abs())[0].double()
+        live = int((size > 0).sum())
+        chosen = torch.multinomial(size + 1e-30, min(count, max(live, 1)), generator=generator).tolist()
+        pairs.append((name, [units[i] for i in sorted(chosen)]))
+    return Path.of(pairs)
+
+
+@st.composite
+def architectures(draw: st.DrawFn) -> dict[str, object]:
+    """Widths, skips, style, join and seed of a layered network."""
+    depth = draw(st.integers(0, 3))
+    widths = [draw(st.integers(1, 3)) for _ in range(depth + 2)]
+    return {
+        "seed": draw(st.integers(0, 10_000)),
+        "widths": widths,
+        "skips": draw(st.sampled_from([0.0, 0.5, 1.0])),
+        "style": draw(st.sampled_from(STYLES)),
+        "join": draw(st.sampled_from(JOINS)),
+    }
+
+
+@st.composite
+def chosen_units(draw: st.DrawFn, widths: list[int]) -> dict[int, set[int]]:
+    """Units on some hidden layers (from 1): several a layer, layers left out."""
+    hidden = range(1, len(widths) - 1)
+    layers = draw(st.sets(st.sampled_from(list(hidden)), max_size=len(hidden))) if hidden else set()
+    return {l: draw(st.sets(st.integers(0, widths[l] - 1), min_size=1)) for l in sorted(layers)}
+
+
+def path_of(names: list[str], chosen: dict[int, set[int]]) -> Path:
+    """The path through chosen units of a layered network whose hidden layers have these names."""
+    return Path.of([(names[l - 1], [(i,) for i in sorted(units)]) for l, units in sorted(chosen.items())])

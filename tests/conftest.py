@@ -1,0 +1,39 @@
+"""What every test shares: shapes checked at run time, one thread, fixed seeds, where the real data lie."""
+
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+with install_import_hook("relupath", "beartype.beartype"):
+    import relupath
+    import relupath._search
+    import relupath.errors  # noqa: F401
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "fixed",
+    derandomize=True,
+    deadline=None,
+    max_examples=30,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("fixed")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def data() -> Path:
+    """The folder of real weights and pictures, beside the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs real weights and pictures in ../shared/data, which this machine does not have")
+    return folder

@@ -1,0 +1,179 @@
+"""The command line: one sentence and the right exit status for bad input, numbers that add up for good input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from relupath import cli
+
+FACTORY = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(6, 5),
+    ), to_tensor, ["ant", "bee", "cat", "dog", "elk"]
+
+def to_tensor(image):
+    import numpy as np
+    return torch.tensor(np.asarray(image.resize((16, 16))) / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)
+
+def broken():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise ZeroDivisionError("by hand")
+    return Broken(), to_tensor
+
+def nan():
+    class Nan(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3] * float("nan")
+    return Nan(), to_tensor
+
+def curved():
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.Softmax(1)), to_tensor
+
+def one():
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 1)), to_tensor
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a model file and a photo, as working directory."""
+    (tmp_path / "mine.py").write_text(FACTORY)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.main, ["explain", *map(str, arguments)])
+
+
+def test_explains_a_photo_and_its_numbers_add_up(place):
+    result = run("photo.png", "--model", "mine.py:net", "--dtype", "float64", "--json", "n.json", "-o", "f.svg")
+    assert result.exit_code == 0, result.output
+    assert "running code" in result.stderr
+    assert "best classes" in result.stdout
+    assert (place / "f.svg").read_text().startswith("<?xml")
+    data = json.loads((place / "n.json").read_text())
+    assert [row["role"] for row in data["rows"]] == ["target", "plausible", "contrast"]
+    assert data["target"]["index"] == data["best"][0]["index"]
+    assert data["plausible"]["index"] == data["best"][1]["index"]
+    assert data["completeness_error"] < 1e-10
+    assert sum(score["probability"] for score in data["best"]) == pytest.approx(1)
+    target, plausible, contrast = (row["whole"]["value"] for row in data["rows"])
+    assert target == pytest.approx(data["best"][0]["logit"])
+    assert contrast == pytest.approx(target - plausible)
+    for row in data["rows"]:
+        assert [len(part["path"]["steps"]) for part in row["parts"]] == list(range(1, len(row["parts"]) + 1))
+        for part in (row["whole"], *row["parts"]):
+            assert part["value"] == pytest.approx(part["weight_part"] + part["bias"])
+
+
+def test_target_layers_and_depth_choose(place):
+    result = run("photo.png", "--model", "mine.py:net", "--target", "cat", "--layers", "4,1", "--depth", 1, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "target: cat" in result.stdout
+    assert "  1  4[c" in result.stdout
+    assert "  2  " not in result.stdout
+    assert result.stderr.startswith("note: running code")
+    assert run("photo.png", "--model", "mine.py:net", "--layers", "every:2", "--quiet").exit_code == 0
+
+
+def test_progress_goes_to_stderr_alone(place):
+    loud = run("photo.png", "--model", "mine.py:net")
+    quiet = run("photo.png", "--model", "mine.py:net", "--quiet")
+    assert "recording" in loud.stderr
+    assert "recording" not in quiet.stderr
+    assert loud.stdout == quiet.stdout
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_the_figure_is_of_the_kind_that_its_name_says(place, ending):
+    assert run("photo.png", "--model", "mine.py:net", "-o", f"f.{ending}").exit_code == 0
+    magic = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[ending]
+    assert (place / f"f.{ending}").read_bytes().startswith(magic)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["nothing.png", "--model", "mine.py:net"], 2, "does not exist"),
+        (["photo.png", "--model", "unheard"], 2, "unknown model"),
+        (["photo.png", "--model", "torchvision/vgg61"], 2, "no classifier 'vgg61'"),
+        (["photo.png", "--model", "torchvision/vgg16"], 2, "has no weights"),
+        (["photo.png", "--model", "mine.py:net", "--weights", "none.safetensors"], 2, "does not exist"),
+        (["photo.png", "--model", "mine.py:net", "--weights", "photo.png"], 1, "weights photo.png"),
+        (["photo.png", "--model", "mine.py:net", "--target", "5"], 2, "out of range"),
+        (["photo.png", "--model", "mine.py:net", "--target", "cats"], 2, "did you mean cat"),
+        (["photo.png", "--model", "mine.py:net", "--layers", "conv9"], 2, "no hidden layer 'conv9'"),
+        (["photo.png", "--model", "mine.py:net", "--layers", "every:x"], 2, "whole number"),
+        (["photo.png", "--model", "mine.py:net", "--depth", "0"], 2, "depth"),
+        (["photo.png", "--model", "mine.py:net", "--device", "abacus"], 2, "device 'abacus'"),
+        (["photo.png", "--model", "mine.py:net", "-o", "f.jpg"], 2, "must end in"),
+        (["photo.png", "--model", "mine.py:net", "-o", "no/f.png"], 2, "folder no is not there"),
+        (["photo.png", "--model", "mine.py:broken"], 1, "ZeroDivisionError: by hand"),
+        (["photo.png", "--model", "mine.py:nan"], 1, "NaN"),
+        (["photo.png", "--model", "mine.py:curved"], 1, "softmax in module '2'"),
+        (["photo.png", "--model", "mine.py:one"], 1, "at least two"),
+        (["mine.py", "--model", "mine.py:net"], 1, "not a picture"),
+        ([".", "--model", "mine.py:net"], 1, "a folder"),
+        (["--model", "mine.py:net"], 2, "give a PHOTO"),
+        (["photo.png", "--scene", "3"], 2, "one of the two"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(place, arguments, status, sentence):
+    before = sorted(place.rglob("*.*"))
+    result = run(*arguments)
+    assert result.exit_code == status, result.output
+    assert sentence in result.output
+    assert isinstance(result.exception, SystemExit), "a traceback would reach the user"
+    assert [p for p in sorted(place.rglob("*.*")) if "__pycache__" not in str(p)] == before
+
+
+def test_a_file_that_was_there_survives_a_failure(place):
+    (place / "f.png").write_text("precious")
+    assert run("photo.png", "--model", "mine.py:curved", "-o", "f.png").exit_code == 1
+    assert (place / "f.png").read_text() == "precious"
+
+
+def test_the_demo_explains_a_scene_of_its_own(place):
+    result = run("--scene", 1_000_003, "-o", "s.png", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "scene 1000003 explained by creatures" in result.stdout
+    with Image.open(place / "s.png") as figure:
+        assert figure.size[0] > 1000
+
+
+def test_help_answers_without_torch():
+    code = "import sys; from relupath.cli import main; main(['--help'], standalone_mode=False); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "explain" in done.stdout
+
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the ImageNet samples and SqueezeNet weights are not on this machine")
+def test_explains_a_real_photo_with_a_real_network(place):
+    photo = DATA / "imagenet" / "939_zucchini.jpg"
+    weights = DATA / "squeezenet1_0_imagenet.safetensors"
+    arguments = ["--model", "torchvision/squeezenet1_0", "--weights", weights, "--depth", 2, "--json", "z.json"]
+    result = run(photo, *arguments, "--quiet")
+    assert result.exit_code == 0, result.output
+    data = json.loads((place / "z.json").read_text())
+    assert data["target"]["name"] == "zucchini"
+    assert data["completeness_error"] < 1e-4

@@ -1,0 +1,276 @@
+"""Paths are values: equal, hashable, printable, ordered, kept as JSON; what is no path is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asserts import assert_same_model, assert_zero
+from nets import build, inputs
+from relupath import Partition, Path, PathModel, Step, channels, freeze, linear_model, locations, logit, neurons
+from relupath.errors import InputError, PathError, RelupathError, UnknownLayerError
+
+LONG = Path.of([("features.3", (17, 4, 9)), ("features.22", [(1, 2, 3), (0, 5, 5)]), ("fc", (7,))], target="logit 936")
+
+coordinates = st.one_of(st.none(), st.integers(0, 3))
+units = st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=3, unique=True)
+names = st.sampled_from(["features.3", "layer4.1.relu#2", "block:relu", "", "é \"'\\ <- [0]", "x"])
+pairs = st.lists(st.tuples(names, units), max_size=4, unique_by=lambda pair: pair[0])
+
+
+def test_a_path_prints_from_the_input_to_the_target():
+    path = Path(LONG.steps, Step("x", ((2, 113, 80),)), LONG.target)
+    assert str(path) == (
+        "x[2,113,80] <- features.3[c17,y4,x9] <- features.22[c0,y5,x5][c1,y2,x3] <- fc[7] <- logit 936"
+    )
+
+
+def test_units_print_by_what_they_are():
+    def text(unit):
+        return str(Step("l", (unit,)))
+
+    assert text((17, None, None)) == "l[c17]"
+    assert text((None, 4, 9)) == "l[y4,x9]"
+    assert text((None, 4, None)) == "l[y4]"
+    assert text((3,)) == "l[3]"
+    assert text((None, None, None)) == "l[all]"
+    assert text((1, 2, 3, 4)) == "l[c1,z2,y3,x4]"
+    assert text((2, None)) == "l[2,:]"
+    assert str(Path()) == "output"
+    assert str(Path(target="logit 3")) == "logit 3"
+
+
+def test_search_prints_the_input_element():
+    from relupath import Greedy, find_paths
+
+    frozen = freeze(build("vgg", 1), inputs("vgg", 1))
+    found = find_paths(frozen, 0, Greedy())
+    for path in found.paths:
+        assert str(path).endswith("<- logit 0")
+        assert str(path).startswith("x[") == (path.input is not None)
+
+
+@given(pairs, names)
+def test_json_round_trip(pairs, target):
+    path = Path.of(pairs, target=target)
+    again = Path.from_json(path.to_json())
+    assert again == path
+    assert hash(again) == hash(path)
+    assert str(again) == str(path)
+    assert again.to_dict() == path.to_dict() == json.loads(path.to_json())
+    assert pickle.loads(pickle.dumps(path)) == path
+
+
+def test_json_keeps_the_input_element():
+    path = Path(LONG.steps, Step("x", ((2, 113, 80),)), "logit 936")
+    assert Path.from_json(path.to_json()) == path
+    assert Path.from_json(path.to_json()) != LONG
+
+
+@given(pairs, st.data())
+def test_prefixes_are_thinner_and_nested(pairs, data):
+    path = Path.of(pairs, target="logit 1")
+    count = data.draw(st.integers(0, len(path)))
+    top = path.top(count)
+    assert len(top) == count
+    assert top.layers == path.layers[len(path) - count :]
+    assert top.target == path.target
+    assert path.refines(top)
+    assert path.refines(path)
+    assert count == len(path) or not top.refines(path)
+    if count:
+        assert top.top(count - 1) == path.top(count - 1)
+
+
+def test_prefix_lengths_out_of_range_are_refused():
+    for count in (-1, 4):
+        with pytest.raises(PathError, match=f"top {count} of a path of 3 layers"):
+            LONG.top(count)
+
+
+def test_order_of_units_does_not_matter_and_layers_do():
+    a, b = Path.of([("l", [(1,), (0,)])]), Path.of([("l", [(0,), (1,)])])
+    assert a == b
+    assert hash(a) == hash(b)
+    assert len({a, b}) == 1
+    assert Path.of([("k", (0,)), ("l", (1,))]) != Path.of([("l", (1,)), ("k", (0,))])
+    assert Path.of([("l", (0,))], target="logit 1") != Path.of([("l", (0,))], target="logit 2")
+
+
+def test_lists_are_as_good_as_tuples():
+    assert Path.of([("l", [(0, 1), (2, 3)])]) == Path((Step("l", ((2, 3), (0, 1))),))
+    with pytest.raises(AttributeError):
+        LONG.target = "other"
+
+
+def test_a_neuron_refines_its_channel_and_not_the_other_way_round():
+    neuron, channel = Path.of([("l", (3, 1, 2))]), Path.of([("l", (3, None, None))])
+    assert neuron.refines(channel)
+    assert not channel.refines(neuron)
+    assert not Path.of([("l", (4, 1, 2))]).refines(channel)
+    assert Path.of([("k", (0,)), ("l", (3, 1, 2))]).refines(channel)
+    assert not Path.of([("k", (0,))]).refines(channel)
+    assert not Path.of([("l", [(3, 0, 0), (4, 0, 0)])]).refines(channel)
+    assert Path.of([("l", [(3, 0, 0), (4, 0, 0)])]).refines(Path.of([("l", [(3, None, None), (4, None, None)])]))
+    assert LONG.refines(Path())
+    assert not Path().refines(LONG)
+    assert not Path.of([("l", (3,))]).refines(channel)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Path.of([("l", [(1,), (1,)])]), "a unit of layer 'l' is named twice"),
+        (lambda: Path.of([("l", [])]), "no unit is chosen on layer 'l'"),
+        (lambda: Step("l", ()), "no unit is chosen on layer 'l'"),
+        (lambda: Path.of([("l", (1,)), ("l", (2,))]), "one step a layer"),
+        (lambda: Path((Step("l", ((1,),)), Step("k", ((0,),)), Step("l", ((2,),)))), "one step a layer"),
+    ],
+)
+def test_what_is_no_path_is_refused(make, sentence):
+    with pytest.raises(PathError, match=sentence):
+        make()
+
+
+GOOD = LONG.to_dict()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "null", "3", '"relupath.path/1"', "{}", json.dumps({**GOOD, "format": "relupath.path/2"}),
+        *(json.dumps({k: v for k, v in GOOD.items() if k != key}) for key in GOOD),
+        *(json.dumps({**GOOD, "steps": steps}) for steps in (
+            None, 3, "ab", [3], [{}], [{"layer": "l"}], [{"layer": 3, "units": [[0]]}], [{"layer": "l", "units": [0]}],
+            [{"layer": "l", "units": [["a"]]}], [{"layer": "l", "units": [[0.5]]}], [{"layer": "l", "units": []}],
+            [{"layer": "l", "units": [[0], [0]]}], [{"layer": "l", "units": None}],
+            [{"layer": "l", "units": [[0]]}, {"layer": "l", "units": [[1]]}],
+        )),
+        json.dumps({**GOOD, "input": [1, 2]}),
+    ],
+)  # fmt: skip
+def test_what_is_no_json_of_a_path_is_refused(text):
+    with pytest.raises(PathError):
+        Path.from_json(text)
+
+
+# --- a path must fit the network ---
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    return freeze(build("vgg"), inputs("vgg"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sentence"),
+    [
+        ([("features.1", (3, 0, 0))], r"unit \[3, 0, 0\] is not in layer 'features.1', whose shape is \[3, 6, 6\]"),
+        ([("features.1", (0, 6, 0))], "is not in layer"),
+        ([("features.1", (0, 0, 6))], "is not in layer"),
+        ([("features.1", (-1, 0, 0))], "is not in layer"),
+        ([("features.1", (0,))], "one coordinate an axis"),
+        ([("features.1", (0, 0, 0, 0))], "one coordinate an axis"),
+        ([("classifier.2", (0, 0))], "one coordinate an axis"),
+        ([("features.1", [(0, 1, None), (0, None, 1)])], "overlap"),
+        ([("features.1", [(0, 1, 1), (0, None, None)])], "overlap"),
+        ([("features.1", [(None, None, None), (0, 0, 0)])], "overlap"),
+        ([("features.3", (0, 0, 0)), ("features.1", (0, 0, 0))], "layers of a path go from the input up"),
+        ([("features.1", (0, 0, 0)), ("classifier.2", (0,)), ("features.3", (0, 0, 0))], "from the input up"),
+    ],
+)
+def test_a_path_that_does_not_fit_is_refused(frozen, pairs, sentence):
+    with pytest.raises(PathError, match=sentence):
+        linear_model(frozen, 0, Path.of(pairs))
+    with pytest.raises(PathError, match=sentence):
+        linear_model(frozen, 0, [Path.of([("features.1", (0, 0, 0))]), Path.of(pairs)])
+
+
+def test_a_path_on_an_unknown_layer_is_refused(frozen):
+    for name in ("features.2", "x", "output", "features.1#2", ""):
+        with pytest.raises(UnknownLayerError, match="no hidden layer"):
+            linear_model(frozen, 0, Path.of([(name, (0, 0, 0))]))
+
+
+def test_one_path_or_one_a_sample(frozen):
+    path = Path.of([("features.1", (0, None, None))])
+    assert_same_model(linear_model(frozen, 0, path), linear_model(frozen, 0, [path, path]))
+    assert_same_model(linear_model(frozen, 0, Path()), linear_model(frozen, 0))
+    for count in (1, 3):
+        with pytest.raises(PathError, match=f"{count} paths for 2 samples"):
+            linear_model(frozen, 0, [path] * count)
+
+
+def test_the_input_element_restricts_nothing(frozen):
+    path = Path.of([("features.1", (0, None, None))])
+    with_end = Path(path.steps, Step("x", ((0, 0, 0),)), "logit 0")
+    assert_same_model(linear_model(frozen, 0, with_end), linear_model(frozen, 0, path))
+
+
+def test_a_path_model_is_a_function_of_inputs_of_that_shape(frozen):
+    model = linear_model(frozen, 0)
+    assert isinstance(model, PathModel)
+    with pytest.raises(InputError, match="takes inputs of shape"):
+        model(torch.zeros(2, 2, 6, 5).double())
+    with pytest.raises(InputError, match="takes inputs of shape"):
+        model(torch.zeros(1, 2, 6, 6).double())
+    assert torch.equal(model(torch.zeros(2, 2, 6, 6).double()), model.bias)
+    assert model.labels == ("logit 0", "logit 0")
+
+
+def test_a_layer_without_the_batch_axis_carries_no_path():
+    """Its first axis is not the sample, so a mask a sample would mean nothing."""
+    from torch import nn
+
+    from nets import Lambda, example, randomise
+
+    model = Lambda(lambda m, x: m.fc(m.inner(x.view(-1, 2)).relu().view(len(x), -1)), inner=nn.Linear(2, 3),
+                   fc=nn.Linear(6, 2))  # fmt: skip
+    frozen = freeze(randomise(model, 0), example((4,), 0, batch=1))
+    with pytest.raises(PathError, match="batch"):
+        linear_model(frozen, 0, Path.of([(":relu", (1,))]))
+
+
+# --- partitions ---
+
+
+@pytest.mark.parametrize("partition", [neurons, channels, locations, Partition("rows", 1, 2)], ids=lambda p: p.name)
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (3, 4, 2), (2, 3, 2, 2)])
+def test_a_partition_names_every_neuron_once(partition, shape):
+    contribution = torch.randn(2, *shape, dtype=torch.float64)
+    scores = partition.scores(contribution)
+    total = torch.zeros(shape)
+    for index in range(scores.shape[1]):
+        unit = partition.unit(index, shape)
+        mask = torch.zeros(shape)
+        mask[tuple(slice(None) if i is None else i for i in unit)] = 1
+        total += mask
+        assert torch.equal(partition.mask(torch.tensor([index, -1]), shape)[0].float(), mask)
+        assert not partition.mask(torch.tensor([index, -1]), shape)[1].any()
+        torch.testing.assert_close(scores[:, index], (contribution * mask).flatten(1).sum(1))
+    assert (total == 1).all()
+
+
+def test_partitions_keep_their_axes():
+    assert channels.unit(2, (3, 4, 5)) == (2, None, None)
+    assert locations.unit(7, (3, 4, 5)) == (None, 1, 2)
+    assert neurons.unit(27, (3, 4, 5)) == (1, 1, 2)
+    assert channels.unit(2, (3,)) == (2,)
+    assert locations.unit(0, (3,)) == (None,)
+
+
+def test_a_dead_unit_is_a_valid_path(frozen):
+    layer = frozen.layer("classifier.2")
+    dead = [i for i in range(6) if (layer.output[:, i] == 0).all()]
+    assert dead
+    assert_zero(linear_model(frozen, logit(0), Path.of([("classifier.2", (dead[0],))])))
+
+
+def test_all_refusals_are_of_one_family():
+    assert issubclass(PathError, RelupathError)
+    assert issubclass(PathError, ValueError)
