@@ -158,7 +158,8 @@ def test_the_demo_explains_a_scene_of_its_own(place):
 
 
 def test_help_answers_without_torch():
-    code = "import sys; from relupath.cli import main; main(['--help'], standalone_mode=False); print('torch' in sys.modules)"
+    code = "import sys; from relupath.cli import main; main(['--help'], standalone_mode=False)"
+    code += "; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert "explain" in done.stdout

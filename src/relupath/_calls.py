@@ -7,8 +7,9 @@ grad.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HOMES = (torch, torch.Tensor, F, torch._C._nn, torch.special)
-IN_PLACE_OPERATORS = frozenset(
+WRITERS = frozenset({"__setitem__", "__set__"}) | frozenset(
     f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "floordiv", "mod", "pow", "matmul")
 )
 INPLACE_POSITION: dict[Callable[..., Any], int] = {
@@ -26,29 +27,35 @@ INPLACE_POSITION: dict[Callable[..., Any], int] = {
 }
 
 
-def leaves(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor in nested tuples, lists and dictionaries, in order."""
+def leaves(value: Any) -> list[Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries, in order."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from leaves(item)
-    elif isinstance(value, dict):
-        yield from leaves(list(value.values()))
+        return [value]
+    found = []
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ():
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, _NESTS):
+            found += leaves(item)
+    return found
 
 
 def replaced(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return the nested value with ``change`` applied to every tensor in it."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, tuple):
-        items = [replaced(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [replaced(item, change) for item in value]
     if isinstance(value, dict):
         return {key: replaced(item, change) for key, item in value.items()}
-    return value
+    if not isinstance(value, _NESTS):
+        return value
+    items = [replaced(item, change) if isinstance(item, _REPLACED) else item for item in value]
+    if isinstance(value, list):
+        return items
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+_NESTS = (tuple, list, dict)
+_REPLACED = (Tensor, *_NESTS)
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,12 @@ class Call:
         """The function's plain name, such as ``relu``; operators and in-place forms lose their underscores."""
         return str(getattr(self.func, "__name__", self.func)).strip("_")
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """Every tensor argument, as often as it is passed."""
-        return list(leaves((self.args, self.kwargs)))
+        return leaves((self.args, self.kwargs))
 
-    @property
+    @cached_property
     def signals(self) -> list[Tensor]:
         """Every argument that depends on the input, as often as it is passed."""
         return [t for t in self.tensors if t.requires_grad]
@@ -82,14 +89,14 @@ class Call:
     @property
     def first(self) -> Tensor:
         """The first tensor argument: the one that an in-place call writes to."""
-        return next(leaves((self.args, self.kwargs)))
+        return self.tensors[0]
 
     @property
     def mutates(self) -> bool:
         """Whether the call writes to its first tensor argument."""
         name = getattr(self.func, "__name__", "")
         if name.startswith("__"):
-            return name == "__setitem__" or name in IN_PLACE_OPERATORS
+            return name in WRITERS
         return name.endswith("_") or bool(self.argument(INPLACE_POSITION.get(self.func, len(self.args)), "inplace"))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ._gates import TOLERANCE
-from ._record import Operation, Recorder, Source, module_paths
+from ._record import Operation, Recorder, Source, module_paths, own_tensors
 from ._targets import Functional, TargetLike, resolve
 from ._units import Layer
 from .errors import (
@@ -253,13 +254,13 @@ def freeze(
         UnsupportedOperation: an operation is not affine at x, and no gate of the table makes it so.
         UnknownLayerError: a named layer does not run.
     """
-    _refuse_unusable(model)
+    modules = module_paths(model)
+    _refuse_unusable(modules)
     inputs = x if isinstance(x, tuple) else (x,)
     _refuse_input(inputs)
-    modules = module_paths(model)
     wanted = None if layers is None else _wanted_names(layers, modules)
-    recorder = Recorder(model, wanted)
-    with torch.inference_mode(False), torch.enable_grad(), _kept(model, inputs):
+    recorder = Recorder(modules, wanted)
+    with torch.inference_mode(False), torch.enable_grad(), _kept(modules, inputs):
         entries = [value.detach().clone().requires_grad_() for value in inputs]
         names = ["x"] if len(entries) == 1 else [f"x{i}" for i in range(len(entries))]
         placed = [Layer(n, e.detach(), get_gradient_edge(e)) for n, e in zip(names, entries, strict=True)]
@@ -281,10 +282,10 @@ def freeze(
     )
 
 
-def _refuse_unusable(model: nn.Module) -> None:
-    if any(t.is_inference() for t in [*model.parameters(), *model.buffers()]):
+def _refuse_unusable(modules: Mapping[nn.Module, str]) -> None:
+    if any(t.is_inference() for module in modules for _, t in own_tensors(module)):
         raise ModelError("the model was built under torch.inference_mode(), where it has no derivatives")
-    for name, module in model.named_modules():
+    for module, name in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedOperation(
                 f"module {name or type(module).__name__!r} is scripted or traced, so its operations cannot be seen: "
@@ -336,23 +337,21 @@ def _refuse_missing(wanted: frozenset[str] | None, layers: Sequence[Layer]) -> N
 
 
 @contextmanager
-def _kept(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
+def _kept(modules: Iterable[nn.Module], inputs: Sequence[Tensor]) -> Iterator[None]:
     """Suspend backward hooks; undo what a forward pass does to the model's attributes and to random generators."""
-    places = [module.__dict__ for module in model.modules()]
+    places = [module.__dict__ for module in modules]
     places += [place[key] for place in places for key in ("_parameters", "_buffers", "_modules")]
     before = [(place, dict(place)) for place in places if isinstance(place, dict)]
-    for module in model.modules():
-        suspended: dict[str, Any] = {
-            key: OrderedDict() for key in ("_backward_hooks", "_backward_pre_hooks") if getattr(module, key)
-        }
-        module.__dict__.update(suspended)
+    for module in modules:
+        hooks = [key for key in ("_backward_hooks", "_backward_pre_hooks") if getattr(module, key)]
+        module.__dict__.update({key: OrderedDict() for key in hooks})
     devices = {value.device.index or 0 for value in inputs if value.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=sorted(devices)):
             yield
     finally:
         for place, kept in before:
-            if place.keys() != kept.keys() or any(place[key] is not value for key, value in kept.items()):
+            if list(place) != list(kept) or any(map(operator.is_not, place.values(), kept.values())):
                 place.clear()
                 place.update(kept)
 

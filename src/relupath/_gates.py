@@ -40,25 +40,27 @@ class Rule:
         kind: ``affine``, ``piece``, ``gate`` or ``tested`` (found affine at x by a numeric test).
         freeze: runs the call.
         activation: whether its output is a hidden layer by default.
+        linear_map: whether it is a product with a constant weight, whose derivative needs its input's shape alone.
     """
 
     kind: str
     freeze: Callable[[Call], Straight]
     activation: bool = False
+    linear_map: bool = False
 
 
 class _WithSlope(torch.autograd.Function):
     """Identity on the value ``y`` whose derivative with respect to ``h`` is the given slope."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+    def forward(ctx: Any, h: Tensor, y: tuple[Tensor], slope: Tensor) -> Tensor:
         ctx.save_for_backward(slope)
-        return y.view_as(y)
+        return y[0]  # in a tuple, so that autograd does not take it for a view of an argument
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
-        return grads[0] * slope, None, None
+        return grads[0] * slope.to(grads[0].dtype), None, None
 
 
 def _linear(call: Call) -> Straight:
@@ -107,12 +109,20 @@ def _biased(call: Call) -> Straight:
 
 
 def _batch_norm(call: Call) -> Straight:
-    """Batch norm in eval mode: a scale and a shift per channel, found on one location of zeros."""
+    """Batch norm in eval mode: a scale and a shift per channel; the derivative needs the scale alone."""
     if call.argument(5, "training", False) or call.argument(1, "running_mean") is None:
         raise NotAffine("it normalises by the statistics of the batch, so a sample's output depends on the others")
-    h = call.argument(0, "input")
-    zero = h.detach().new_zeros((1, h.shape[1], *[1] * (h.ndim - 2)))
-    return Straight(call(), call.on(lambda t: zero if t is h else t)())
+    h, *statistics = (call.argument(i, name) for i, name in enumerate(("input", "running_mean", "running_var")))
+    if len(call.signals) > 1 or not h.requires_grad:
+        raise NotAffine("its statistics or weights depend on the input")
+    mean, var, weight, bias = *statistics, call.argument(3, "weight"), call.argument(4, "bias")
+    scale = torch.rsqrt(var + call.argument(7, "eps", 1e-5))
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+    with torch.no_grad():
+        y = call()
+    shape = (-1, *[1] * (h.ndim - 2))
+    return Straight(_WithSlope.apply(h, (y,), scale.view(shape)), shift.view(shape))
 
 
 def _dropout(call: Call) -> Straight:
@@ -142,7 +152,7 @@ def _piece(call: Call) -> Straight:
         y = pure()
     twin = h.detach().expand_as(y).requires_grad_()
     (slope,) = torch.autograd.grad(pure.on(lambda t: twin if t is h else t)().sum(), twin)
-    output = _WithSlope.apply(h.expand_as(y), y, slope)
+    output = _WithSlope.apply(h.expand_as(y), (y,), slope)
     return Straight(_written(call, output), y - slope * twin.detach())
 
 
@@ -154,7 +164,11 @@ def _gate(call: Call) -> Straight:
     with torch.no_grad():
         y = pure()
         slope = torch.where(h == 0, limit, y / h)
-    return Straight(_written(call, _WithSlope.apply(h, y, slope)))
+    return Straight(_written(call, _WithSlope.apply(h, (y,), slope)))
+
+
+def _assigned(call: Call) -> Straight:
+    raise NotAffine("assignment to .data changes a signal behind the back of its derivative")
 
 
 def _seen_through(call: Call) -> Straight:
@@ -270,7 +284,10 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("affine", _product), "mul mul_ multiply __mul__ __rmul__ __imul__ matmul __matmul__ __rmatmul__ mm bmm mv"),
     (Rule("affine", _product), "dot inner outer einsum tensordot"),
     (Rule("affine", _quotient), "div div_ divide true_divide __truediv__ __itruediv__ __div__"),
-    (Rule("affine", _biased), "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
+    (
+        Rule("affine", _biased, linear_map=True),
+        "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    ),
     (Rule("affine", _batch_norm), "batch_norm"),
     (Rule("affine", _dropout), "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
     # pieces
@@ -298,5 +315,8 @@ TABLE: dict[Callable[..., Any], Rule] = {
     for name in names.split()
     for home in HOMES
     if callable(getattr(home, name, None))
-} | {torch.Tensor.data.__get__: Rule("affine", _seen_through)}  # type: ignore[attr-defined]
+}
 """Every known function with its rule; a function that is missing here is tested numerically."""
+
+TABLE[torch.Tensor.data.__get__] = Rule("affine", _seen_through)  # type: ignore[attr-defined]
+TABLE[torch.Tensor.data.__set__] = Rule("refused", _assigned)  # type: ignore[attr-defined]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -23,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 
 from ._calls import Call, leaves
 from ._gates import TABLE, NotAffine, Rule, tested
+from ._saved import Savings, load
 from ._units import Layer
-from .errors import ModelError, UnknownLayerError, UnsupportedOperation
+from .errors import UnknownLayerError, UnsupportedOperation
 
 
 class Operation(NamedTuple):
@@ -57,45 +56,6 @@ class Source:
     constant: Float[Tensor, "..."] = field(repr=False)
 
 
-class _Saved:
-    """A tensor kept for derivatives: shared while nothing writes to it, a copy from then on.
-
-    Indices, such as those of max pooling, are kept in half the bytes where they fit.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.dtype = tensor.dtype
-        small = tensor.dtype == torch.int64 and tensor.numel() > 0 and int(tensor.abs().max()) < 2**31
-        self.tensor = tensor.to(torch.int32) if small else tensor.detach()
-        self.version = self.tensor._version
-
-    def keep(self) -> None:
-        """Keep the present value, as it is about to be overwritten."""
-        self.load()
-        self.tensor = self.tensor.clone()
-        self.version = self.tensor._version
-
-    def load(self) -> Tensor:
-        """The value as it was saved.
-
-        Raises:
-            ModelError: something has written to it.
-        """
-        if self.tensor._version != self.version:
-            raise ModelError(
-                "a tensor of the recorded pass was overwritten since (the model's weights were changed, or an "
-                "operation that could not be seen wrote in place): freeze again"
-            )
-        return self.tensor.to(self.dtype)
-
-
-def _save(by_storage: dict[int, list[weakref.ref[_Saved]]], tensor: Tensor) -> _Saved:
-    """Note a saved tensor under its storage; holds no recorder, which would hold the graph that holds this."""
-    saved = _Saved(tensor)
-    by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(weakref.ref(saved))
-    return saved
-
-
 class Recorder(TorchFunctionMode):
     """Runs a model's operations straightened at the input.
 
@@ -103,18 +63,18 @@ class Recorder(TorchFunctionMode):
     (the same storage), so nothing is copied and no parameter's gradient is touched.
 
     Args:
-        model: the model; read for the names of its modules and constants.
+        paths: the model's modules with their paths.
         wanted: names of the layers to record; None records the output of every activation function.
     """
 
-    def __init__(self, model: nn.Module, wanted: frozenset[str] | None) -> None:
+    def __init__(self, paths: Mapping[nn.Module, str], wanted: frozenset[str] | None) -> None:
         super().__init__()
         self.layers: list[Layer] = []
         self.sources: list[Source] = []
         self.operations: list[Operation] = []
         self._wanted = wanted
-        self._paths = module_paths(model)
-        own = [*model.named_parameters(), *model.named_buffers()]
+        self._paths = paths
+        own = [(f"{path}.{name}".strip("."), t) for module, path in paths.items() for name, t in own_tensors(module)]
         self._constants = {t.data_ptr(): name for name, t in own}
         self._own = {t.untyped_storage().data_ptr(): name for name, t in own if t.numel()}
         self._stack: list[tuple[nn.Module, str]] = []
@@ -122,7 +82,8 @@ class Recorder(TorchFunctionMode):
         self._known: set[Any] = set()
         self._versions: dict[Layer, int] = {}
         self._latest: tuple[Tensor, str] | None = None
-        self._saved: dict[int, list[weakref.ref[_Saved]]] = {}
+        self._savings = Savings()
+        self._positions: dict[int, list[int]] = {}
 
     @contextmanager
     def recording(self, *inputs: Tensor) -> Iterator[Recorder]:
@@ -148,7 +109,7 @@ class Recorder(TorchFunctionMode):
         try:
             for signal in inputs:
                 self._admit(signal)
-            with torch.autograd.graph.saved_tensors_hooks(partial(_save, self._saved), _Saved.load), self:
+            with torch.autograd.graph.saved_tensors_hooks(self._savings.save, load), self:
                 yield self
         finally:
             for hook in hooks:
@@ -167,23 +128,35 @@ class Recorder(TorchFunctionMode):
         mutates = call.mutates
         if mutates:
             self._before_write(call)
-        if func == torch.Tensor.data.__set__:  # type: ignore[attr-defined]
-            raise self._refusal("assignment to .data", "it changes a tensor behind the back of its derivative")
+        call = call.on(self._constant_or_signal)
+        if not call.signals:
+            return func(*call.args, **call.kwargs)
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            return self._straight(call, mutates)
         with torch.inference_mode(False), torch.enable_grad():
-            call = call.on(self._constant_or_signal)
-            if call.signals:
-                rule = TABLE.get(func, _TESTED)
-                try:
-                    to_view = mutates and call.first._is_view()
-                    output = self._write_to_view(call, rule) if to_view else self._run(call, rule)
-                except NotAffine as reason:
-                    raise self._refusal(call.name, str(reason)) from None
-                return None if func is torch.Tensor.__setitem__ else output
-        return func(*call.args, **call.kwargs)
+            return self._straight(call, mutates)
+
+    def _straight(self, call: Call, mutates: bool) -> Any:
+        """Run a call on signals by its rule.
+
+        Raises:
+            UnsupportedOperation: the rule finds that it is not affine at the input.
+        """
+        rule = TABLE.get(call.func, _TESTED)
+        try:
+            to_view = mutates and call.first._is_view()
+            output = self._write_to_view(call, rule) if to_view else self._run(call, rule)
+        except NotAffine as reason:
+            raise self._refusal(call.name, str(reason)) from None
+        return None if call.func is torch.Tensor.__setitem__ else output
 
     def _run(self, call: Call, rule: Rule) -> Any:
         """Run a call by its rule and note what came out."""
-        output, constant = rule.freeze(call)
+        self._savings.shape_only = call.first if rule.linear_map else None
+        try:
+            output, constant = rule.freeze(call)
+        finally:
+            self._savings.shape_only = None
         signals = [t for t in leaves(output) if t.requires_grad]
         if not signals:
             return output
@@ -270,21 +243,18 @@ class Recorder(TorchFunctionMode):
 
     def _before_write(self, call: Call) -> None:
         """Refuse writes to the model; keep the values of recorded layers and of tensors saved for derivatives."""
-        target = next(leaves((call.args, call.kwargs)), None)
-        if target is None:
+        if not call.tensors:
             return
+        target = call.first
         storage = target.untyped_storage().data_ptr()
         if storage in self._own:
             raise self._refusal(
                 call.name, f"it writes to {self._own[storage]!r} of the model, which must stay as it is"
             )
-        for position, layer in enumerate(self.layers):
-            if layer.output.untyped_storage().data_ptr() == storage:
-                self.layers[position] = self._noted(Layer(layer.name, layer.output.clone(), layer.edge))
-        for reference in self._saved.pop(storage, ()):
-            saved = reference()
-            if saved is not None:
-                saved.keep()
+        for position in self._positions.pop(storage, ()):
+            layer = self.layers[position]
+            self.layers[position] = self._noted(Layer(layer.name, layer.output.clone(), layer.edge))
+        self._savings.about_to_write(storage)
 
     def _module_done(self, module: nn.Module, name: str, output: Any) -> None:
         """Note a module's output if it is wanted; an activation that is a module of its own bears the module's name."""
@@ -302,6 +272,7 @@ class Recorder(TorchFunctionMode):
 
     def _add_layer(self, name: str, signal: Tensor) -> None:
         self._latest = (signal, self._path)
+        self._positions.setdefault(signal.untyped_storage().data_ptr(), []).append(len(self.layers))
         self.layers.append(self._noted(Layer(name, signal.detach(), get_gradient_edge(signal))))
 
     def _noted(self, layer: Layer) -> Layer:
@@ -350,6 +321,11 @@ def module_paths(model: nn.Module) -> dict[nn.Module, str]:
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, path)
     return paths
+
+
+def own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers of a module itself, by name."""
+    return [(n, t) for own in (module._parameters, module._buffers) for n, t in own.items() if t is not None]
 
 
 def _numbered(name: str, call: int) -> str:

@@ -71,8 +71,9 @@ class Partition:
         """One 0/1 mask a sample: the neurons of the unit at each position of ``scores``; -1 selects none."""
         axes = self.axes(len(shape))
         kept = [size if axis in axes else 1 for axis, size in enumerate(shape)]
-        units = torch.arange(torch.Size(kept).numel(), device=index.device)
-        return (units == index[:, None]).view(-1, *kept).expand(-1, *shape)
+        units = torch.zeros(len(index), torch.Size(kept).numel(), dtype=torch.bool, device=index.device)
+        units.scatter_(1, index.clamp(min=0)[:, None], (index >= 0)[:, None])
+        return units.view(-1, *kept).expand(-1, *shape)
 
 
 neurons = Partition("neurons")

@@ -134,7 +134,7 @@ class _Descent:
         factor = importance / torch.where(total.abs() == size, total, size)
         self.value = torch.where(chosen, self.scale * importance, self.value)
         self.scale = torch.where(chosen, self.scale * factor, self.scale)
-        v = pulled * partition.mask(index, layer.shape)
+        v = torch.where(partition.mask(index, layer.shape), pulled, 0)
         self.cotangents[layer] = v.div_(_column(torch.where(chosen, factor, 1), v))
 
 
