@@ -9,14 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HOMES = (torch, torch.Tensor, F, torch._C._nn, torch.special)
+HOMES = (torch, torch.Tensor, F, torch._C._nn, torch.special, torch.linalg)
 WRITERS = frozenset({"__setitem__", "__set__"}) | frozenset(
     f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "floordiv", "mod", "pow", "matmul")
 )
@@ -60,11 +61,19 @@ _REPLACED = (Tensor, *_NESTS)
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a torch function; the tensors that require grad are its signals."""
+    """One call of a torch function; the tensors that require grad are its signals.
+
+    Attributes:
+        func: the function.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        carry: which factor of a product of two signals carries on: ``first``, ``second``, ``half``, or None (refuse).
+    """
 
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    carry: str | None = None
 
     def __call__(self) -> Any:
         """Run the function; one that returns nothing (item assignment) yields the tensor it wrote to."""
@@ -105,7 +114,7 @@ class Call:
 
     def on(self, change: Callable[[Tensor], Tensor]) -> Call:
         """The same call on changed tensors."""
-        return Call(self.func, replaced(self.args, change), replaced(self.kwargs, change))
+        return Call(self.func, replaced(self.args, change), replaced(self.kwargs, change), self.carry)
 
     def out_of_place(self) -> Call:
         """The same operation, writing to none of its arguments."""
@@ -130,3 +139,13 @@ class Call:
 
         with torch.no_grad():
             return self.on(zeroed)()
+
+
+@cache
+def inside(function: FunctionType) -> FunctionType:
+    """A Python function of torch that runs its body under the mode, instead of handing itself over as a whole."""
+    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    seen = {**function.__globals__, **dict.fromkeys(checks, lambda *_: False)}
+    inner = FunctionType(function.__code__, seen, function.__name__, function.__defaults__, function.__closure__)
+    inner.__kwdefaults__ = function.__kwdefaults__
+    return inner

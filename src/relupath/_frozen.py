@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -233,6 +233,7 @@ def freeze(
     *,
     output: Callable[[Any], Tensor] | None = None,
     layers: Iterable[str | nn.Module | tuple[nn.Module, int]] | None = None,
+    carry: Literal["first", "second", "half"] | None = None,
 ) -> Frozen:
     """Record the affine map that the model is at x: f(x) = W x + b.
 
@@ -243,6 +244,8 @@ def freeze(
         kwargs: further keyword arguments, held constant.
         output: picks the explained tensor (B, ..., C) from what the model returns; needed if that is no tensor.
         layers: the hidden layers to record, by name or module; None records every activation function's output.
+        carry: of a product of two signals with no gate among them, the factor that carries on while the other is
+            frozen: ``first``, ``second``, or ``half`` (each with half the derivative). None refuses such products.
 
     Returns:
         The frozen network, on which linear models, paths and searches work.
@@ -259,7 +262,7 @@ def freeze(
     inputs = x if isinstance(x, tuple) else (x,)
     _refuse_input(inputs)
     wanted = None if layers is None else _wanted_names(layers, modules)
-    recorder = Recorder(modules, wanted)
+    recorder = Recorder(modules, wanted, carry)
     with torch.inference_mode(False), torch.enable_grad(), _kept(modules, inputs):
         entries = [value.detach().clone().requires_grad_() for value in inputs]
         names = ["x"] if len(entries) == 1 else [f"x{i}" for i in range(len(entries))]

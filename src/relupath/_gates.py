@@ -12,24 +12,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ._calls import HOMES, Call, leaves
-
-
-class NotAffine(Exception):
-    """Raised by a rule whose operation is not affine at the input; the text completes "... because"."""
-
-
-class Straight(NamedTuple):
-    """The output of an operation as autograd shall see it, and its constants ``c`` (None: zero)."""
-
-    output: Any
-    constant: Any = None
+from ._marks import mark_of
+from ._scales import attention, frozen_gate, glu, normalised, normalize, power, product, quotient, rms_norm
+from ._straight import NotAffine, Straight, WithSlope
 
 
 @dataclass(frozen=True)
@@ -40,6 +32,9 @@ class Rule:
         kind: ``affine``, ``piece``, ``gate`` or ``tested`` (found affine at x by a numeric test).
         freeze: runs the call.
         activation: whether its output is a hidden layer by default.
+        gating: how much its output is a gate, if it is multiplied with another signal; an activation's counts 1.
+        scales: whether a frozen gate may be among its arguments.
+        rearranges: whether it only moves values about.
         linear_map: whether it is a product with a constant weight, whose derivative needs its input's shape alone.
     """
 
@@ -47,20 +42,9 @@ class Rule:
     freeze: Callable[[Call], Straight]
     activation: bool = False
     linear_map: bool = False
-
-
-class _WithSlope(torch.autograd.Function):
-    """Identity on the value ``y`` whose derivative with respect to ``h`` is the given slope."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, y: tuple[Tensor], slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
-        return y[0]  # in a tuple, so that autograd does not take it for a view of an argument
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return grads[0] * slope.to(grads[0].dtype), None, None
+    gating: int = 0
+    scales: bool = False
+    rearranges: bool = False
 
 
 def _linear(call: Call) -> Straight:
@@ -80,22 +64,6 @@ def _sum(call: Call) -> Straight:
     return _linear(call) if pure else _affine(call)
 
 
-def _product(call: Call) -> Straight:
-    """Linear in one signal while the other factors are constant."""
-    if len(call.signals) != 1:
-        raise NotAffine("it multiplies two signals, both of which depend on the input")
-    return _linear(call)
-
-
-def _quotient(call: Call) -> Straight:
-    divisor = call.argument(1, "other")
-    if isinstance(divisor, Tensor) and divisor.requires_grad:
-        raise NotAffine("it divides by a signal")
-    if call.kwargs.get("rounding_mode") is not None:
-        raise NotAffine("it rounds")
-    return _linear(call)
-
-
 def _biased(call: Call) -> Straight:
     """Convolution and linear maps: the constant is the bias, broadcast over locations."""
     weight, bias = call.argument(1, "weight"), call.argument(2, "bias")
@@ -103,6 +71,8 @@ def _biased(call: Call) -> Straight:
         return _affine(call)
     if weight.requires_grad:
         raise NotAffine("its weight depends on the input")
+    if bias is not None and mark_of(bias) is not None:
+        raise NotAffine("its bias is a frozen gate")
     if bias is None or bias.requires_grad:
         return _linear(call)
     return Straight(call(), bias.reshape(-1, *[1] * (weight.ndim - 2)))
@@ -122,7 +92,7 @@ def _batch_norm(call: Call) -> Straight:
     with torch.no_grad():
         y = call()
     shape = (-1, *[1] * (h.ndim - 2))
-    return Straight(_WithSlope.apply(h, (y,), scale.view(shape)), shift.view(shape))
+    return Straight(WithSlope.apply(h, (y,), scale.view(shape)), shift.view(shape))
 
 
 def _dropout(call: Call) -> Straight:
@@ -152,7 +122,7 @@ def _piece(call: Call) -> Straight:
         y = pure()
     twin = h.detach().expand_as(y).requires_grad_()
     (slope,) = torch.autograd.grad(pure.on(lambda t: twin if t is h else t)().sum(), twin)
-    output = _WithSlope.apply(h.expand_as(y), (y,), slope)
+    output = WithSlope.apply(h.expand_as(y), (y,), slope)
     return Straight(_written(call, output), y - slope * twin.detach())
 
 
@@ -164,7 +134,7 @@ def _gate(call: Call) -> Straight:
     with torch.no_grad():
         y = pure()
         slope = torch.where(h == 0, limit, y / h)
-    return Straight(_written(call, _WithSlope.apply(h, (y,), slope)))
+    return Straight(_written(call, WithSlope.apply(h, (y,), slope)))
 
 
 def _assigned(call: Call) -> Straight:
@@ -231,23 +201,21 @@ def _verify_affine(call: Call) -> None:
     waves = [_wave(y, 1.7) for y in ys]
     grads = torch.autograd.grad(ys, signals, waves, allow_unused=True)
     pairs = [(s.detach(), torch.zeros_like(s) if g is None else g) for s, g in zip(signals, grads, strict=True)]
-    steps = [1e-5 * s.abs().mean().clamp(min=1e-6) * _wave(s, 2.3) for s, _ in pairs]
-    moved = {id(s): s.detach() + d for s, d in zip(signals, steps, strict=True)}
-    with torch.no_grad():
-        shifted = list(leaves(double.on(lambda t: moved.get(id(t), t).clone())()))[: len(ys)]
-    ys = [y.detach() for y in ys]
-    value = _dot(ys, waves)
-    at_zero = _dot(list(leaves(double.at_zero()))[: len(ys)], waves)
-    carried, step = _dot(*zip(*pairs, strict=True)), _dot(steps, [g for _, g in pairs])
+    value = _dot(ys := [y.detach() for y in ys], waves)
+    at_zero = _dot(leaves(double.at_zero())[: len(ys)], waves)
     size = sum(float((y * u).abs().sum()) for y, u in zip(ys, waves, strict=True))
     size += sum(float((s * g).abs().sum()) for s, g in pairs)
-    if not abs(value - at_zero - carried) <= 1e-10 * size:
+    if not abs(value - at_zero - _dot(*zip(*pairs, strict=True))) <= 1e-10 * size:
         raise NotAffine("its value is not A s + c, with A its derivative and c its value at zero")
-    curved = abs(_dot(shifted, waves) - value - step)
-    if not curved <= 1e-13 * size + 1e-7 * sum(
-        float((d * g).abs().sum()) for d, (_, g) in zip(steps, pairs, strict=True)
-    ):
-        raise NotAffine("it is curved: its derivative changes with its argument")
+    for frequency in (0.9, 2.3, 3.1):
+        steps = [1e-5 * s.abs().mean().clamp(min=1e-6) * _wave(s, frequency) for s, _ in pairs]
+        moved = {id(s): s.detach() + d for s, d in zip(signals, steps, strict=True)}
+        with torch.no_grad():
+            shifted = leaves(double.on(lambda t, m=moved: m.get(id(t), t).clone())())[: len(ys)]  # type: ignore[misc]
+        predicted = [g * d for d, (_, g) in zip(steps, pairs, strict=True)]
+        curved = abs(_dot(shifted, waves) - value - sum(float(t.sum()) for t in predicted))
+        if not curved <= 1e-14 * size + 1e-8 * sum(float(t.abs().sum()) for t in predicted):
+            raise NotAffine("it is curved: its derivative changes with its argument")
 
 
 def _wave(like: Tensor, frequency: float) -> Tensor:
@@ -262,51 +230,70 @@ def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-1, torch.bfloat16: 2e-1}
 """How far two routes to one number may be apart, relative to the larger term, by dtype."""
 
+_LINEAR, _MOVES, _SCALES = (
+    Rule("affine", _linear),
+    Rule("affine", _linear, rearranges=True),
+    Rule("affine", product, scales=True),
+)
 _NAMES: tuple[tuple[Rule, str], ...] = (
     # rearranging
-    (
-        Rule("affine", _linear),
-        "view view_as reshape reshape_as flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_",
-    ),
-    (Rule("affine", _linear), "transpose permute movedim moveaxis swapaxes swapdims t adjoint contiguous clone"),
-    (Rule("affine", _linear), "to float double half bfloat16 type type_as cpu cuda expand expand_as broadcast_to"),
-    (Rule("affine", _linear), "repeat tile repeat_interleave narrow select index_select gather take take_along_dim"),
-    (Rule("affine", _linear), "__getitem__ chunk split split_with_sizes tensor_split unbind roll flip rot90"),
-    (Rule("affine", _linear), "diagonal diag tril triu unfold fold pixel_shuffle pixel_unshuffle channel_shuffle"),
+    (_MOVES, "view view_as reshape reshape_as flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ transpose"),
+    (_MOVES, "permute movedim moveaxis swapaxes swapdims t adjoint contiguous clone to float double half bfloat16"),
+    (_MOVES, "type type_as cpu cuda expand expand_as broadcast_to repeat tile repeat_interleave narrow select"),
+    (_MOVES, "index_select gather take take_along_dim __getitem__ chunk split split_with_sizes tensor_split unbind"),
+    (_MOVES, "roll flip rot90 diagonal diag tril triu unfold fold pixel_shuffle pixel_unshuffle channel_shuffle"),
     # summing
-    (Rule("affine", _linear), "sum mean cumsum trace neg negative __neg__ positive __pos__"),
-    (Rule("affine", _linear), "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d"),
-    (Rule("affine", _linear), "adaptive_avg_pool3d interpolate upsample"),
+    (_LINEAR, "sum mean cumsum trace neg negative __neg__ positive __pos__ avg_pool1d avg_pool2d avg_pool3d"),
+    (_LINEAR, "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample"),
     (Rule("affine", _sum), "add add_ sub sub_ subtract rsub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__"),
     (Rule("affine", _affine), "cat concat concatenate stack hstack vstack where masked_fill masked_fill_ pad"),
     (Rule("affine", _affine), "__setitem__ copy_ index_put index_put_ index_copy index_copy_"),
     # multiplying
-    (Rule("affine", _product), "mul mul_ multiply __mul__ __rmul__ __imul__ matmul __matmul__ __rmatmul__ mm bmm mv"),
-    (Rule("affine", _product), "dot inner outer einsum tensordot"),
-    (Rule("affine", _quotient), "div div_ divide true_divide __truediv__ __itruediv__ __div__"),
+    (_SCALES, "mul mul_ multiply __mul__ __rmul__ __imul__ matmul __matmul__ __rmatmul__ mm bmm mv"),
+    (_SCALES, "dot inner outer einsum tensordot"),
+    (Rule("affine", quotient, scales=True), "div div_ divide true_divide __truediv__ __itruediv__ __div__"),
     (
-        Rule("affine", _biased, linear_map=True),
+        Rule("affine", _biased, linear_map=True, scales=True),
         "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     ),
     (Rule("affine", _batch_norm), "batch_norm"),
     (Rule("affine", _dropout), "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
     # pieces
     (Rule("piece", _linear, activation=True), "relu relu_ leaky_relu leaky_relu_ prelu"),
+    (Rule("piece", _rrelu, activation=True), "rrelu rrelu_"),
     (Rule("piece", _piece, activation=True), "relu6 hardtanh hardtanh_ threshold threshold_ hardshrink softshrink"),
-    (Rule("piece", _piece), "clamp clamp_ clip clip_ clamp_min clamp_min_ clamp_max clamp_max_ hardsigmoid"),
+    (Rule("piece", _piece, gating=2), "hardsigmoid"),
+    (Rule("piece", _piece), "clamp clamp_ clip clip_ clamp_min clamp_min_ clamp_max clamp_max_"),
+    (Rule("piece", _piece), "floor floor_ ceil ceil_ round round_ trunc trunc_ sign sgn"),
     (Rule("piece", _extremum), "max min maximum minimum fmax fmin"),
     (Rule("piece", _linear), "abs absolute __abs__ amax amin sort topk kthvalue cummax cummin"),
     (Rule("piece", _linear), "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d"),
-    (Rule("piece", _linear), "adaptive_max_pool3d"),
-    (Rule("piece", _piece), "floor floor_ ceil ceil_ round round_ trunc trunc_ sign sgn"),
-    (Rule("piece", _rrelu, activation=True), "rrelu rrelu_"),
-    # numbers and constants
-    (Rule("affine", _seen_through), "detach"),
-    (Rule("ignored", _ignored), "register_hook retain_grad"),
-    (Rule("number", _number), "detach_ item tolist numpy __float__ __array__"),
+    (Rule("piece", _linear), "adaptive_max_pool3d max_unpool1d max_unpool2d max_unpool3d"),
+    (Rule("piece", _linear), "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices"),
+    (Rule("piece", _linear), "adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices"),
     # gates x * phi(x)
     (Rule("gate", _gate, activation=True), "gelu silu silu_ mish mish_ hardswish hardswish_ elu elu_ selu selu_"),
     (Rule("gate", _gate, activation=True), "celu celu_ tanh tanh_ softsign"),
+    (Rule("gate", power), "pow square float_power __pow__"),
+    # gates times signals: frozen where they come about
+    (Rule("frozen", frozen_gate), "sigmoid softmax log_softmax softmin logsumexp erf"),
+    (Rule("frozen", frozen_gate), "sqrt rsqrt std var norm vector_norm"),
+    (Rule("gate", glu), "glu"),
+    (Rule("gate", attention), "scaled_dot_product_attention"),
+    (Rule("composite", _linear), "multi_head_attention_forward"),
+    # normalisation
+    (Rule("scale", normalised), "layer_norm group_norm instance_norm"),
+    (Rule("scale", rms_norm), "rms_norm"),
+    (Rule("scale", normalize), "normalize"),
+    # numbers and constants
+    (Rule("affine", _seen_through), "detach"),
+    (
+        Rule("look", _linear),
+        "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full",
+    ),
+    (Rule("look", _linear), "new_empty"),
+    (Rule("ignored", _ignored), "register_hook retain_grad"),
+    (Rule("number", _number), "detach_ item tolist numpy __float__ __array__"),
 )
 
 TABLE: dict[Callable[..., Any], Rule] = {

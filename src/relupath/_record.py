@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -19,9 +19,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from ._calls import Call, leaves
-from ._gates import TABLE, NotAffine, Rule, tested
+from ._calls import Call, inside, leaves
+from ._gates import TABLE, Rule, tested
+from ._marks import Mark, gating, mark_of, marked
 from ._saved import Savings, load
+from ._straight import NotAffine
 from ._units import Layer
 from .errors import UnknownLayerError, UnsupportedOperation
 
@@ -67,12 +69,13 @@ class Recorder(TorchFunctionMode):
         wanted: names of the layers to record; None records the output of every activation function.
     """
 
-    def __init__(self, paths: Mapping[nn.Module, str], wanted: frozenset[str] | None) -> None:
+    def __init__(self, paths: Mapping[nn.Module, str], wanted: frozenset[str] | None, carry: str | None = None) -> None:
         super().__init__()
         self.layers: list[Layer] = []
         self.sources: list[Source] = []
         self.operations: list[Operation] = []
         self._wanted = wanted
+        self._carry = carry
         self._paths = paths
         own = [(f"{path}.{name}".strip("."), t) for module, path in paths.items() for name, t in own_tensors(module)]
         self._constants = {t.data_ptr(): name for name, t in own}
@@ -124,42 +127,91 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one function: plainly on constants, by its rule on signals."""
-        call = Call(func, args, kwargs or {})
+        call = Call(func, args, kwargs or {}, self._carry)
         mutates = call.mutates
         if mutates:
             self._before_write(call)
         call = call.on(self._constant_or_signal)
+        marks = [mark for mark in map(mark_of, call.tensors) if mark is not None]
         if not call.signals:
-            return func(*call.args, **call.kwargs)
+            return self._marked(call, marks) if marks else func(*call.args, **call.kwargs)
         if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-            return self._straight(call, mutates)
+            return self._straight(call, mutates, marks)
         with torch.inference_mode(False), torch.enable_grad():
-            return self._straight(call, mutates)
+            return self._straight(call, mutates, marks)
 
-    def _straight(self, call: Call, mutates: bool) -> Any:
-        """Run a call on signals by its rule.
-
-        Raises:
-            UnsupportedOperation: the rule finds that it is not affine at the input.
-        """
+    def _straight(self, call: Call, mutates: bool, marks: Sequence[Mark]) -> Any:
+        """Run a call on signals by its rule; where it has none that is exact, its output is bent."""
         rule = TABLE.get(call.func, _TESTED)
+        if rule.kind == "composite":
+            with self:
+                return inside(call.func)(*call.args, **call.kwargs)
+        bent = next((mark.refusal for mark in marks if mark.kind == "bent"), None)
+        if bent is not None:
+            return self._bend(call, mutates, bent)
+        if marks and not (rule.scales or rule.kind in ("gate", "scale")):
+            return self._bend(call, mutates, marks[0].refusal)
         try:
             to_view = mutates and call.first._is_view()
             output = self._write_to_view(call, rule) if to_view else self._run(call, rule)
         except NotAffine as reason:
-            raise self._refusal(call.name, str(reason)) from None
+            return self._bend(call, mutates, self._refusal(call.name, str(reason)))
         return None if call.func is torch.Tensor.__setitem__ else output
+
+    def _bend(self, call: Call, mutates: bool, refusal: UnsupportedOperation) -> Any:
+        """Run a call that is not affine on plain values; an error only if its output has to be a signal.
+
+        Raises:
+            UnsupportedOperation: it would write to a signal, or gives a plain number.
+        """
+        if mutates or TABLE.get(call.func, _TESTED).kind in ("number", "refused"):
+            raise refusal
+        with torch.no_grad():
+            return marked(call.on(torch.Tensor.detach)(), Mark("bent", refusal))
+
+    def _marked(self, call: Call, marks: Sequence[Mark]) -> Any:
+        """Run a call on gates, bent tensors and constants: what comes out is again one of these.
+
+        Raises:
+            UnsupportedOperation: a plain number is taken out of them.
+        """
+        rule = TABLE.get(call.func, _TESTED)
+        mark = next((mark for mark in marks if mark.kind == "bent"), marks[0])
+        if rule.kind == "composite":
+            with self:
+                return inside(call.func)(*call.args, **call.kwargs)
+        output = call.func(*call.args, **call.kwargs)
+        if rule.kind == "number" and isinstance(output, float | list):
+            raise mark.refusal
+        if call.mutates:
+            for written in (call.first, call.first._base):
+                if written is not None:
+                    marked(written, mark)
+        if rule.kind == "frozen":
+            mark = Mark("gate", mark.refusal)
+        return marked(output, mark)
 
     def _run(self, call: Call, rule: Rule) -> Any:
         """Run a call by its rule and note what came out."""
-        self._savings.shape_only = call.first if rule.linear_map else None
+        mapped = rule.linear_map and call.first.requires_grad and not call.argument(1, "weight").requires_grad
+        self._savings.shape_only = call.first if mapped else None
         try:
             output, constant = rule.freeze(call)
         finally:
             self._savings.shape_only = None
-        signals = [t for t in leaves(output) if t.requires_grad]
+        signals = [t for t in leaves(output) if t.requires_grad and t.grad_fn is not None]
+        if not signals and rule.kind == "frozen":
+            reason = "it is a gate: frozen at the input, it can scale a signal but not be one"
+            return marked(output, Mark("gate", self._refusal(call.name, reason)))
         if not signals:
+            if rule.kind == "tested" and any(t.is_floating_point() for t in leaves(output)):
+                raise NotAffine("it copies a signal's values without their dependence on the input")
             return output
+        passed = gating(call.signals[0]) if len(call.signals) == 1 and (rule.rearranges or rule.scales) else 0
+        rank = rule.gating or int(rule.activation) or passed
+        if rank:
+            for signal in signals:
+                signal._relupath_gating = rank  # type: ignore[attr-defined]
         path = self._path
         self.operations.append(Operation(call.name, path, rule.kind))
         for signal in signals:
@@ -203,6 +255,9 @@ class Recorder(TorchFunctionMode):
             UnsupportedOperation: it came from an operation that could not be seen.
         """
         with torch._C.DisableTorchFunction():
+            mark = mark_of(t)
+            if mark is not None:
+                raise mark.refusal
             t = self._constant_or_signal(t)
             return t if t.requires_grad else None
 

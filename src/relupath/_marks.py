@@ -1,0 +1,42 @@
+"""Marks on tensors that depend on the input: gates and bent ones, which are no signals, and signals that may gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ._calls import leaves
+from .errors import UnsupportedOperation
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a tensor is that depends on the input without being a signal.
+
+    Attributes:
+        kind: ``gate`` (frozen: it may scale a signal) or ``bent`` (it may only become a gate).
+        refusal: the error to raise where it would have to be a signal.
+    """
+
+    kind: str
+    refusal: UnsupportedOperation
+
+
+def mark_of(t: Tensor) -> Mark | None:
+    """The mark of a tensor, if it has one."""
+    return getattr(t, "_relupath_mark", None)
+
+
+def gating(t: Tensor) -> int:
+    """How much a signal is a gate: 0; 1 for an activation's output, up to scaling and moving; 2 for a squashed one."""
+    return getattr(t, "_relupath_gating", 0)
+
+
+def marked(value: Any, mark: Mark) -> Any:
+    """The value, with the mark on every floating-point tensor in it."""
+    for t in leaves(value):
+        if t.is_floating_point() or t.is_complex():
+            t._relupath_mark = mark  # type: ignore[attr-defined]
+    return value
