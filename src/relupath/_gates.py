@@ -151,6 +151,13 @@ def _ignored(call: Call) -> Straight:
     return Straight(RemovableHandle(OrderedDict()) if call.name == "register_hook" else None)
 
 
+def _new_tensor(call: Call) -> Straight:
+    """A tensor of plain numbers, like a signal in dtype and device."""
+    if len(call.signals) > 1:
+        raise NotAffine("it copies a signal's values without their dependence on the input")
+    return _linear(call)
+
+
 def _number(call: Call) -> Straight:
     """``item`` and the like: harmless on integers and truth values, which are fixed at the input."""
     raise NotAffine("it turns a signal into a plain number, whose dependence on the input is lost")
@@ -287,11 +294,9 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("scale", normalize), "normalize"),
     # numbers and constants
     (Rule("affine", _seen_through), "detach"),
-    (
-        Rule("look", _linear),
-        "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full",
-    ),
-    (Rule("look", _linear), "new_empty"),
+    (Rule("look", _linear), "zeros_like ones_like full_like empty_like rand_like randn_like"),
+    (Rule("look", _linear), "new_zeros new_ones new_full new_empty"),
+    (Rule("look", _new_tensor), "new_tensor"),
     (Rule("ignored", _ignored), "register_hook retain_grad"),
     (Rule("number", _number), "detach_ item tolist numpy __float__ __array__"),
 )
