@@ -220,7 +220,7 @@ class Recorder(TorchFunctionMode):
             name = self._name_of_constant(call, path)
             for signal, c in zip(leaves(output), leaves(constant), strict=True):
                 if signal.requires_grad:
-                    self.sources.append(Source(name, get_gradient_edge(signal), c))
+                    self.sources.append(Source(name, get_gradient_edge(signal), c.detach()))
         place = f"{path}:{call.name}"
         self._calls[place] += 1
         name = _numbered(place, self._calls[place])
