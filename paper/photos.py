@@ -37,6 +37,7 @@ def shares(frozen: relupath.Frozen, x: "object", own: int, other: int) -> dict[s
             values = [float(relupath.linear_model(frozen, c, found.paths[0].top(k)).value) for k in (1, 2, 4)]
             row[f"{role}_{partition.name}_values_top_1_2_4"] = values
             row[f"{role}_{partition.name}_top_3"] = str(found.paths[0].top(3))
+            row[f"{role}_{partition.name}_ends_at"] = list(found.paths[0].input.units[0])
     row["map_correlation"] = float(np.corrcoef(*maps)[0, 1])
     return row
 

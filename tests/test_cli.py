@@ -42,6 +42,9 @@ def nan():
 def curved():
     return nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.Softmax(1)), to_tensor
 
+def raises():
+    raise ZeroDivisionError("at once")
+
 def one():
     return nn.Sequential(nn.Flatten(), nn.Linear(768, 1)), to_tensor
 """
@@ -128,6 +131,9 @@ def test_the_figure_is_of_the_kind_that_its_name_says(place, ending):
         (["photo.png", "--model", "mine.py:nan"], 1, "NaN"),
         (["photo.png", "--model", "mine.py:curved"], 1, "softmax in module '2'"),
         (["photo.png", "--model", "mine.py:one"], 1, "at least two"),
+        (["photo.png", "--model", "mine.py:raises"], 1, "raised ZeroDivisionError: at once"),
+        (["photo.png", "--model", "mine.py:net", "--weights", "mine.py"], 1, "neither safetensors nor"),
+        (["photo.png", "--model", "mine.py:net", "--labels", "mine.py"], 1, "class names for the 5 classes"),
         (["mine.py", "--model", "mine.py:net"], 1, "not a picture"),
         ([".", "--model", "mine.py:net"], 1, "a folder"),
         (["--model", "mine.py:net"], 2, "give a PHOTO"),

@@ -7,7 +7,7 @@ from torch import nn
 
 from asserts import assert_close, assert_complete
 from nets import randomise
-from relupath import freeze, linear_model
+from relupath import Path, freeze, linear_model
 from relupath.errors import UnsupportedOperation
 
 
@@ -265,3 +265,40 @@ def test_pooling_that_returns_indices_is_a_piece(pool):
 
     model = randomise(Net(middle), 3).eval()
     assert_complete(freeze(model, given_input()), 0)
+
+
+def test_the_torch_function_of_batch_norm_has_its_own_order_of_arguments():
+    weight, bias = torch.tensor([2.0, 3.0, 0.5, 1.5]).double(), torch.tensor([-1.0, 0.5, 0.2, 0.1]).double()
+    mean, var = torch.tensor([0.1, -0.3, 0.2, 0.4]).double(), torch.tensor([0.5, 1.5, 2.0, 0.7]).double()
+
+    def middle(m, h):
+        return torch.batch_norm(h, weight, bias, mean, var, False, 0.1, 1e-5, False)
+
+    model, x = randomise(Net(middle), 3).eval(), given_input()
+    frozen = freeze(model, x)
+    assert_complete(frozen, 0)
+    entry = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model(entry)[:, 0].sum(), entry)
+    assert_close(linear_model(frozen, 0).weight, expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_smooth_function_of_degree_one_is_never_taken_for_a_piece(seed):
+    model = randomise(Net(lambda m, h: torch.hypot(h[:, :1, :1], h[:, 1:2, :1]).expand(-1, 4, 6)), seed).eval()
+    with pytest.raises(UnsupportedOperation, match="hypot"):
+        freeze(model, given_input()[:1])
+
+
+def test_a_path_can_stand_on_a_layer_of_one_number_a_sample():
+    class Scalar(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.tail = nn.Linear(5, 1), nn.Linear(1, 3)
+
+        def forward(self, x):
+            return self.tail(F.relu(self.fc(x).squeeze(1) + 3)[:, None])
+
+    frozen = freeze(randomise(Scalar(), 0).eval(), given_input())
+    path = Path.of([(frozen.layers[0].name, [()])])
+    whole = linear_model(frozen, 0)
+    assert_close(linear_model(frozen, 0, path=path).weight, whole.weight)

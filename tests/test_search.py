@@ -258,7 +258,7 @@ def test_a_product_of_derivatives_too_small_for_the_number_format_still_reaches_
             parameter.fill_(1.0 if parameter.ndim == 1 else tiny)
     x = torch.ones(1, 1, dtype=dtype)
     found = find_paths(freeze(model, x), 0, GREEDY)
-    assert found.stopped == ("reached the input",)
+    assert found.stopped == (f"reached the input; its value is below the range of {dtype}",)
     assert found.importance[0]["x"] == pytest.approx(tiny, rel=1e-4)
     assert torch.isfinite(found.model.weight).all()
 

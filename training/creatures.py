@@ -158,6 +158,7 @@ def main() -> None:
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     metadata = {"classes": ",".join(CLASSES), "accuracy": str(measured["accuracy"]), "seed": str(args.seed)}
     save_file(weights, args.weights, metadata=metadata)
+    args.weights.chmod(0o644)
     settings = {name: value for name, value in vars(args).items() if not isinstance(value, Path | None)}
     record = {
         "command": "python training/creatures.py" + " --cache CACHE" * (args.cache is not None),

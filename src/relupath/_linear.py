@@ -53,7 +53,7 @@ class PathModel:
 
 def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, " B"]:
     """<a, b> for each sample, summed over several tensors."""
-    return torch.stack([(u * v).flatten(1).sum(1) for u, v in zip(a, b, strict=True)]).sum(0)
+    return torch.stack([(u * v).reshape(len(u), -1).sum(1) for u, v in zip(a, b, strict=True)]).sum(0)
 
 
 def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequence[Path] | None = None) -> PathModel:
@@ -123,4 +123,4 @@ def _descend(frozen: Frozen, gradient: Tensor, paths: Sequence[Path]) -> tuple[d
         shared = all(step == chosen[0] for step in chosen)
         masks = [mask_of(step.units, layer) for step in (chosen[:1] if shared else chosen)]
         above, cotangent = layer, pulled * torch.stack(masks)
-    return {above: cotangent}, (cotangent * above.output).flatten(1).sum(1)
+    return {above: cotangent}, inner([cotangent], [above.output])

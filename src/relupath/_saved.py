@@ -28,7 +28,7 @@ class _Saved:
         self.version = self.tensor._version
 
     def load(self) -> Tensor:
-        """The value as it was saved.
+        """The value as it was saved. Writes through ``.data``, which torch does not count, go unnoticed.
 
         Raises:
             ModelError: something has written to it.

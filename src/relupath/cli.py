@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +67,10 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
         with _progress(quiet) as progress:
             explanation = _explain(photo, options, progress)
             progress("drawing")
-            relupath.draw.save(explanation, output, bare=options["bare"])
-            if json_path is not None:
-                with files.replacing(json_path) as draft:
+            with files.replacing(json_path) if json_path else nullcontext() as draft:
+                if draft is not None:
                     draft.write_text(json.dumps(explanation.to_dict(), indent=1) + "\n", encoding="utf-8")
+                relupath.draw.save(explanation, output, bare=options["bare"])
     except USAGE as error:
         raise click.UsageError(str(error)) from error
     except RelupathError as error:
@@ -93,9 +93,11 @@ def _explain(photo: Path | None, options: dict[str, Any], progress: Callable[[st
         picture = relupath.images.Picture(Image.fromarray(relupath.creatures.draw(seed).image), f"scene {seed}")
     else:
         picture = relupath.images.read(photo)
+    if ":" in spec:
+        click.echo(f"note: running code: {spec} is imported and called", err=True)
     loaded = {key: options[key] for key in ("weights", "labels", "device", "dtype")}
     classifier = relupath.models.load(spec, **loaded)
-    for note in (*classifier.notes, *picture.notes):
+    for note in (*classifier.notes[":" in spec :], *picture.notes):
         click.echo(f"note: {note}", err=True)
     chosen = {key: options[key] for key in ("target", "against", "layers", "depth")}
     return relupath.runs.explain(classifier, picture, progress=progress, **chosen)

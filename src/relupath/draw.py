@@ -17,6 +17,7 @@ from .runs import Explanation, Part, Row
 
 ENDINGS = (".png", ".pdf", ".svg")
 CLIP = 99.5
+STRENGTH = 0.6
 INK, FAINT = "#222222", "#767676"
 MINUS = "\N{MINUS SIGN}"
 SIDE, GAP, MARGIN, HEADER, ROW, FOOTER = 2.35, 0.3, 0.25, 1.15, 3.4, 0.35  # inches
@@ -119,7 +120,9 @@ def _words(axes: Any, explanation: Explanation) -> None:
 
 def _bar(axes: Any, colours: str) -> None:
     """One colour bar for all maps, in units of each one's scale."""
-    axes.imshow(np.linspace(-1, 1, 256)[None], cmap=colours, aspect="auto", extent=(-1, 1, 0, 1))
+    ramp = np.linspace(-1, 1, 256)[None]
+    axes.set_facecolor("0.91")
+    axes.imshow(ramp, cmap=colours, alpha=np.abs(ramp) ** STRENGTH, aspect="auto", extent=(-1, 1, 0, 1))
     axes.set_xticks([-1, 0, 1], labels=["\N{MINUS SIGN}scale", "0", "+scale"], fontsize=7, color=FAINT)
     axes.tick_params(length=0)
     axes.set(yticks=[])
@@ -142,7 +145,7 @@ def _cell(axes: Any, explanation: Explanation, row: Row, depth: int, shared: flo
     scale = _scale([part.contribution]) if depth else shared
     grey = explanation.shown @ np.array([0.299, 0.587, 0.114])
     axes.imshow(0.82 + 0.18 * grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    strength = np.clip(np.abs(part.contribution) / scale, 0, 1) ** 0.6
+    strength = np.clip(np.abs(part.contribution) / scale, 0, 1) ** STRENGTH
     limits = {"cmap": colours, "vmin": -scale, "vmax": scale, "interpolation": "nearest"}
     axes.imshow(part.contribution, alpha=strength, **limits)
     _zoom(axes, part, limits)
@@ -158,7 +161,13 @@ def _cell(axes: Any, explanation: Explanation, row: Row, depth: int, shared: flo
         f"{_short(part.value)} = {_short(part.weight_part)} {'+' if part.bias >= 0 else MINUS} {_short(abs(part.bias))}"
     )
     axes.set_xlabel(sum_, fontsize=9, color=INK, labelpad=4)
-    axes.text(0.5, -0.165, f"scale {_short(scale)}", fontsize=7, color=FAINT, ha="center", transform=axes.transAxes)
+    note = f"scale {_short(scale)}"
+    if row.end is not None and depth == len(row.parts):
+        element, value = row.end
+        y, x = map(int, element[2:-1].split(",")[-2:])
+        axes.plot(x, y, "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=0.8)
+        note += f"; ends at {element}: {_short(value)}"
+    axes.text(0.5, -0.165, note, fontsize=7, color=FAINT, ha="center", transform=axes.transAxes)
 
 
 def _short(value: float) -> str:

@@ -134,11 +134,13 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     except SafetensorError as error:
         raise ModelError(f"weights {path} are not a readable safetensors file ({error})") from error
     except pickle.UnpicklingError as error:
+        if path.read_bytes()[:1] not in (b"P", b"\x80"):
+            raise ModelError(f"weights {path} are neither safetensors nor a file that torch.save wrote") from error
         raise ModelError(
             f"weights {path} are a pickle that holds more than tensors, and loading it would run code: save the "
             "state dict alone, best as safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # whatever a reader says of a file that is no state dict
         raise ModelError(f"weights {path} cannot be read ({_first_line(error)})") from error
     notes = []
     for key in ("state_dict", "model"):
@@ -235,7 +237,10 @@ def _factory(spec: str) -> Classifier:
     if not hasattr(module, attribute):
         raise UsageError(f"{place} defines no {attribute!r}")
     made = getattr(module, attribute)
-    made = made() if callable(made) and not isinstance(made, nn.Module) else made
+    try:
+        made = made() if callable(made) and not isinstance(made, nn.Module) else made
+    except Exception as error:
+        raise ModelError(f"{spec} raised {_first_line(error)}") from error
     model, preprocess, classes = (*made, None, None)[:3] if isinstance(made, tuple) else (made, None, None)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec} returned {type(model).__name__}, not a torch.nn.Module")
@@ -258,7 +263,10 @@ def _module_of(place: str) -> ModuleType:
         raise ModelError(f"{place} cannot be imported as a module")
     module = importlib.util.module_from_spec(found)
     sys.modules[path.stem] = module
-    found.loader.exec_module(module)
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        raise ModelError(f"{place} cannot be imported: {_first_line(error)}") from error
     return module
 
 

@@ -224,8 +224,9 @@ def _freeze(model: nn.Module, x: Tensor) -> Frozen:
     except RelupathError:
         raise
     except Exception as error:
+        said = str(error).partition("\n")[0]
         raise ModelError(
-            f"the model cannot run on an input of shape {list(x.shape)}: {type(error).__name__}: {error}"
+            f"the model cannot run on an input of shape {list(x.shape)}: {type(error).__name__}: {said}"
         ) from error
 
 
@@ -235,6 +236,8 @@ def _classes(
     """The five best classes, the target, and the class to compare with: by default the best other one."""
     if logits.ndim != 1 or len(logits) < 2:
         raise ModelError(f"expected one output a class, at least two; got shape {list(logits.shape)}")
+    if classifier.classes and len(classifier.classes) != len(logits):
+        raise ModelError(f"there are {len(classifier.classes)} class names for the {len(logits)} classes of the model")
     probabilities = logits.softmax(0)
     order = logits.argsort(descending=True).tolist()
 

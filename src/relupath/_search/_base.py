@@ -97,6 +97,8 @@ def find_paths(
         UnknownLayerError: a layer is not recorded.
         TargetError: the target does not fit the output or is not linear.
     """
+    if isinstance(layers, str):
+        raise PathError(f"layers takes a list of layers, such as [{layers!r}]; got the text {layers!r}")
     chosen = [frozen.layer_of_path(which) for which in (frozen.layers if layers is None else layers)]
     if not chosen:
         raise PathError(

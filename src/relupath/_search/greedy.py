@@ -108,7 +108,9 @@ class _Descent:
             Path(tuple(reversed(steps)), end, label)
             for steps, end, label in zip(self.steps, ends, problem.functional.labels, strict=True)
         ]
-        stopped = tuple(reason or "reached the input" for reason in self.stopped)
+        tiny = (self.scale.abs() < torch.finfo(self.scale.dtype).tiny).tolist()
+        reached = ("reached the input", f"reached the input; its value is below the range of {self.scale.dtype}")
+        stopped = tuple(reason or reached[under] for reason, under in zip(self.stopped, tiny, strict=True))
         return Found(tuple(paths), tuple(self.importance), stopped, model, Cost(self.products))
 
     def _pull(self, cotangents: dict[Layer, Tensor], layers: Sequence[Layer]) -> list[Tensor]:
