@@ -59,7 +59,7 @@ _NESTS = (tuple, list, dict)
 _REPLACED = (Tensor, *_NESTS)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Call:
     """One call of a torch function; the tensors that require grad are its signals.
 

@@ -86,6 +86,7 @@ class Recorder(TorchFunctionMode):
         self._versions: dict[Layer, int] = {}
         self._latest: tuple[Tensor, str] | None = None
         self._savings = Savings()
+        self._marks = False
         self._positions: dict[int, list[int]] = {}
 
     @contextmanager
@@ -132,7 +133,7 @@ class Recorder(TorchFunctionMode):
         if mutates:
             self._before_write(call)
         call = call.on(self._constant_or_signal)
-        marks = [mark for mark in map(mark_of, call.tensors) if mark is not None]
+        marks = [mark for mark in map(mark_of, call.tensors) if mark is not None] if self._marks else []
         if not call.signals:
             return self._marked(call, marks) if marks else func(*call.args, **call.kwargs)
         if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
@@ -166,6 +167,7 @@ class Recorder(TorchFunctionMode):
         """
         if mutates or TABLE.get(call.func, _TESTED).kind in ("number", "refused"):
             raise refusal
+        self._marks = True
         with torch.no_grad():
             return marked(call.on(torch.Tensor.detach)(), Mark("bent", refusal))
 
@@ -201,6 +203,7 @@ class Recorder(TorchFunctionMode):
             self._savings.shape_only = None
         signals = [t for t in leaves(output) if t.requires_grad and t.grad_fn is not None]
         if not signals and rule.kind == "frozen":
+            self._marks = True
             reason = "it is a gate: frozen at the input, it can scale a signal but not be one"
             return marked(output, Mark("gate", self._refusal(call.name, reason)))
         if not signals:
