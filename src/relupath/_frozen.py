@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import operator
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ._gates import TOLERANCE
-from ._record import Operation, Recorder, Source, module_paths, own_tensors
+from ._model import kept, refuse_unusable
+from ._places import module_paths
+from ._record import Operation, Recorder, Source
 from ._targets import Functional, TargetLike, resolve
 from ._units import Layer
 from .errors import (
@@ -24,9 +23,7 @@ from .errors import (
     InputError,
     ModelError,
     PathError,
-    TrainingModeError,
     UnknownLayerError,
-    UnsupportedOperation,
 )
 
 LayerLike = Layer | str | int | nn.Module | tuple[nn.Module, int]
@@ -258,12 +255,12 @@ def freeze(
         UnknownLayerError: a named layer does not run.
     """
     modules = module_paths(model)
-    _refuse_unusable(modules)
+    refuse_unusable(modules)
     inputs = x if isinstance(x, tuple) else (x,)
     _refuse_input(inputs)
     wanted = None if layers is None else _wanted_names(layers, modules)
     recorder = Recorder(modules, wanted, carry)
-    with torch.inference_mode(False), torch.enable_grad(), _kept(modules, inputs):
+    with torch.inference_mode(False), torch.enable_grad(), kept(modules, inputs):
         entries = [value.detach().clone().requires_grad_() for value in inputs]
         names = ["x"] if len(entries) == 1 else [f"x{i}" for i in range(len(entries))]
         placed = [Layer(n, e.detach(), get_gradient_edge(e)) for n, e in zip(names, entries, strict=True)]
@@ -283,22 +280,6 @@ def freeze(
         top=top,
         modules=modules,
     )
-
-
-def _refuse_unusable(modules: Mapping[nn.Module, str]) -> None:
-    if any(t.is_inference() for module in modules for _, t in own_tensors(module)):
-        raise ModelError("the model was built under torch.inference_mode(), where it has no derivatives")
-    for module, name in modules.items():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedOperation(
-                f"module {name or type(module).__name__!r} is scripted or traced, so its operations cannot be seen: "
-                "use the module that it was made from"
-            )
-        if module.training:
-            raise TrainingModeError(
-                f"module {name or type(module).__name__!r} is in training mode, where batch norm uses the batch's "
-                "statistics and dropout is random, so the output is no function of one input: call model.eval() first"
-            )
 
 
 def _refuse_input(inputs: tuple[Any, ...]) -> None:
@@ -337,26 +318,6 @@ def _refuse_missing(wanted: frozenset[str] | None, layers: Sequence[Layer]) -> N
             f"no module or operation named {missing[0]!r} ran in the forward pass; "
             "a name is a module path such as 'layer4.1.relu', '#2' for its second call, 'path:relu' for a function"
         )
-
-
-@contextmanager
-def _kept(modules: Iterable[nn.Module], inputs: Sequence[Tensor]) -> Iterator[None]:
-    """Suspend backward hooks; undo what a forward pass does to the model's attributes and to random generators."""
-    places = [module.__dict__ for module in modules]
-    places += [place[key] for place in places for key in ("_parameters", "_buffers", "_modules")]
-    before = [(place, dict(place)) for place in places if isinstance(place, dict)]
-    for module in modules:
-        hooks = [key for key in ("_backward_hooks", "_backward_pre_hooks") if getattr(module, key)]
-        module.__dict__.update({key: OrderedDict() for key in hooks})
-    devices = {value.device.index or 0 for value in inputs if value.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            yield
-    finally:
-        for place, kept in before:
-            if list(place) != list(kept) or any(map(operator.is_not, place.values(), kept.values())):
-                place.clear()
-                place.update(kept)
 
 
 def _top(result: Any, signal: Tensor | None, samples: int) -> Layer:

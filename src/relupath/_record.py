@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ._calls import Call, inside, leaves
 from ._gates import TABLE, Rule, tested
 from ._marks import Mark, gating, mark_of, marked
+from ._places import line, numbered, own_tensors
 from ._saved import Savings, load
 from ._straight import NotAffine
 from ._units import Layer
@@ -102,7 +100,7 @@ class Recorder(TorchFunctionMode):
             if threading.get_ident() == thread and module in self._paths:
                 path = self._paths[module]
                 self._calls[path] += 1
-                self._stack.append((module, _numbered(path, self._calls[path])))
+                self._stack.append((module, numbered(path, self._calls[path])))
 
         def leave(module: nn.Module, _args: Any, output: Any) -> None:
             if threading.get_ident() == thread and module in self._paths:
@@ -226,7 +224,7 @@ class Recorder(TorchFunctionMode):
                     self.sources.append(Source(name, get_gradient_edge(signal), c.detach()))
         place = f"{path}:{call.name}"
         self._calls[place] += 1
-        name = _numbered(place, self._calls[place])
+        name = numbered(place, self._calls[place])
         if name in self._wanted if self._wanted is not None else rule.activation:
             self._add_layer(name, signals[0])
         return output
@@ -355,7 +353,7 @@ class Recorder(TorchFunctionMode):
     def _refusal(self, operation: str, reason: str) -> UnsupportedOperation:
         path = self._path
         return UnsupportedOperation(
-            f"{operation} in module {path or '(the model itself)'!r}{_line()} cannot be explained exactly: {reason}. "
+            f"{operation} in module {path or '(the model itself)'!r}{line()} cannot be explained exactly: {reason}. "
             "Expected an operation that at one input is affine, piecewise linear, or a gate x*phi(x). "
             "Replace it by such operations, or explain an output that comes before it (freeze's output=...)."
         )
@@ -371,30 +369,3 @@ VIEWS = frozenset(
 """Graph nodes that autograd makes anew for the views of a tensor that was written to."""
 
 _TESTED = Rule("tested", tested)
-
-
-def module_paths(model: nn.Module) -> dict[nn.Module, str]:
-    """Every module of the model with its path; a module that stands at several places has its first one."""
-    paths: dict[nn.Module, str] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths.setdefault(module, path)
-    return paths
-
-
-def own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The parameters and buffers of a module itself, by name."""
-    return [(n, t) for own in (module._parameters, module._buffers) for n, t in own.items() if t is not None]
-
-
-def _numbered(name: str, call: int) -> str:
-    """The name, with ``#k`` from the second call on."""
-    return name if call == 1 else f"{name}#{call}"
-
-
-def _line() -> str:
-    """The line of the user's code that is running, as `` (file.py:12)``."""
-    frame: FrameType | None = sys._getframe()
-    ours = (__name__.partition(".")[0], "torch", "jaxtyping", "beartype")
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
-        frame = frame.f_back
-    return f" ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})" if frame else ""
