@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import creatures, draw, images, models, runs
-    from ._frozen import Completeness, Frozen, freeze
+    from ._freeze import freeze
+    from ._frozen import Completeness, Frozen
     from ._linear import PathModel, linear_model
+    from ._own import freezes
     from ._paths import Path, Step
-    from ._record import Operation
+    from ._places import Operation
     from ._search import Found, Greedy, Search, find_paths
     from ._targets import Target, contrast, logit
     from ._units import Layer, Partition, channels, locations, neurons
 
 _HOME = {
     "Completeness": "_frozen", "Found": "_search", "Frozen": "_frozen", "Greedy": "_search", "Layer": "_units",
-    "Operation": "_record", "Partition": "_units", "Path": "_paths", "PathModel": "_linear", "Search": "_search",
+    "Operation": "_places", "Partition": "_units", "Path": "_paths", "PathModel": "_linear", "Search": "_search",
     "Step": "_paths", "Target": "_targets", "channels": "_units", "contrast": "_targets", "find_paths": "_search",
-    "freeze": "_frozen", "linear_model": "_linear", "locations": "_units", "logit": "_targets", "neurons": "_units",
+    "freeze": "_freeze", "freezes": "_own", "linear_model": "_linear", "locations": "_units", "logit": "_targets",
+    "neurons": "_units",
 }  # fmt: skip
 _MODULES = ("creatures", "draw", "errors", "images", "models", "runs")
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
-from ._gates import TOLERANCE
-from ._model import kept, refuse_unusable
-from ._places import module_paths
-from ._record import Operation, Recorder, Source
+from ._places import Operation
+from ._sources import Source, tallied
 from ._targets import Functional, TargetLike, resolve
 from ._units import Layer
 from .errors import (
     IncompleteError,
-    InputError,
-    ModelError,
     PathError,
     UnknownLayerError,
 )
@@ -70,6 +67,9 @@ class Frozen:
     sources: tuple[Source, ...] = field(repr=False)
     top: Layer = field(repr=False)
     modules: Mapping[nn.Module, str] = field(repr=False)
+    tolerance: float = field(repr=False)
+    again: Callable[[], object] = field(repr=False)
+    lock: threading.RLock = field(repr=False, default_factory=threading.RLock)
 
     @property
     def batch(self) -> int:
@@ -135,7 +135,7 @@ class Frozen:
         """
         if not cotangents or not to:
             return [torch.zeros_like(layer.output) for layer in to]
-        with torch.inference_mode(False), torch.enable_grad():
+        with self.lock, torch.inference_mode(False), torch.enable_grad():
             grads = torch.autograd.grad(
                 [layer.edge for layer in cotangents],
                 [layer.edge for layer in to],
@@ -187,152 +187,62 @@ class Frozen:
         bias = functional.value - weight_part
         scale = torch.stack([functional.value.abs(), weight_part.abs(), bias.abs(), size]).amax(0)
         error = torch.where(scale > 0, (bias - from_sources).abs() / scale, torch.zeros_like(scale))
-        tolerance = TOLERANCE[self.output.dtype]
-        if not (error <= tolerance).all():
+        if not (error <= self.tolerance).all():
             worst = int(error.nan_to_num(torch.inf).argmax())
-            tests = ", ".join(f"{op.name} in {op.module!r}" for op in self.operations if op.kind == "tested")
-            raise IncompleteError(
-                f"the model was not understood: for {functional.labels[worst]} of sample {worst}, output - <W, x> is "
-                f"{float(bias[worst]):.6g} but the constants add up to {float(from_sources[worst]):.6g} "
-                f"(relative error {float(error[worst]):.1e}, tolerance {tolerance:.0e}). "
-                f"Operations outside the table: {tests or 'none'}"
+            raise self._incomplete(
+                f"{functional.labels[worst]} of sample {worst}, output - <W, x> is {float(bias[worst]):.6g} but the "
+                f"constants add up to {float(from_sources[worst]):.6g}",
+                float(error[worst]),
             )
-        return Completeness(functional.value, weight_part, bias, from_sources, error, tolerance)
+        return Completeness(functional.value, weight_part, bias, from_sources, error, self.tolerance)
+
+    def to_inputs(self, cotangents: Mapping[Layer, Float[Tensor, "B ..."]]) -> list[Float[Tensor, "B ..."]]:
+        """Vector-Jacobian products down to the inputs, verified: ``sum <v, a> = <W, x> + sum <dv/ds, s>``.
+
+        Raises:
+            IncompleteError: the cotangents' layers are not what the weights and the constants below say.
+        """
+        with self.lock, tallied(self.sources) as tally:
+            products = self.vjp(cotangents, self.inputs)
+        above = [(v * layer.output).sum() for layer, v in cotangents.items()]
+        below = [w * layer.output for w, layer in zip(products, self.inputs, strict=True)]
+        terms = torch.stack([*above, *(-term.sum() for term in below), *(-term for term in tally.values())])
+        size = torch.stack([*(term.abs().sum() for term in below), terms.abs().amax()]).amax()
+        error = float(terms.sum().abs() / size) if size > 0 else 0.0
+        if not error <= self.tolerance:
+            raise self._incomplete("the layers' outputs, they differ from weights and constants below", error)
+        return products
 
     def _account(self, functional: Functional, sample: int) -> tuple[Tensor, Tensor, Tensor]:
         """<W, x>, the bias summed over sources, and the largest term, of one sample."""
         cotangent = torch.zeros_like(functional.gradient)
         cotangent[sample] = functional.gradient[sample]
         batched = [*self.inputs, *(layer for layer in self.layers if len(layer.output) == self.batch > 1)]
-        edges = [layer.edge for layer in batched] + [source.edge for source in self.sources]
-        with torch.inference_mode(False), torch.enable_grad():
-            grads = torch.autograd.grad([self.top.edge], edges, [cotangent], retain_graph=True, allow_unused=True)
-        for layer, grad in zip(batched, grads, strict=False):
-            if grad is not None and bool(grad[:sample].any() or grad[sample + 1 :].any()):
+        with self.lock, tallied(self.sources) as tally:
+            products = self.vjp({self.top: cotangent}, batched)
+        for layer, product in zip(batched, products, strict=True):
+            if bool(product[:sample].any() or product[sample + 1 :].any()):
                 raise IncompleteError(
                     f"at {layer.name!r} the samples of a batch influence each other, or the first axis is not the "
                     "batch: freeze one input at a time"
                 )
         zero = functional.value.new_zeros(())
-        inputs = zip(self.inputs, grads, strict=False)
-        sources = zip(self.sources, grads[len(batched) :], strict=True)
-        terms = [(grad * layer.output).sum() for layer, grad in inputs if grad is not None]
-        biases = [(grad * source.constant).sum() for source, grad in sources if grad is not None]
-        largest = torch.stack([t.abs() for t in [*terms, *biases, zero]]).amax()
-        return sum(terms, zero), sum(biases, zero), largest
+        terms = [(product * layer.output).sum() for layer, product in zip(self.inputs, products, strict=False)]
+        largest = torch.stack([t.abs() for t in [*terms, *tally.values(), zero]]).amax()
+        return sum(terms, zero), sum(tally.values(), zero), largest
 
-
-def freeze(
-    model: nn.Module,
-    x: Tensor | tuple[Tensor, ...],
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    output: Callable[[Any], Tensor] | None = None,
-    layers: Iterable[str | nn.Module | tuple[nn.Module, int]] | None = None,
-    carry: Literal["first", "second", "half"] | None = None,
-) -> Frozen:
-    """Record the affine map that the model is at x: f(x) = W x + b.
-
-    Args:
-        model: any module in eval mode; it is left as it was, parameters, buffers, flags and hooks.
-        x: the explained input, (B, ...), or a tuple of several, passed as the model's first arguments.
-        args: further positional arguments, held constant.
-        kwargs: further keyword arguments, held constant.
-        output: picks the explained tensor (B, ..., C) from what the model returns; needed if that is no tensor.
-        layers: the hidden layers to record, by name or module; None records every activation function's output.
-        carry: of a product of two signals with no gate among them, the factor that carries on while the other is
-            frozen: ``first``, ``second``, or ``half`` (each with half the derivative). None refuses such products.
-
-    Returns:
-        The frozen network, on which linear models, paths and searches work.
-
-    Raises:
-        InputError: x is not floating point, is empty or not finite.
-        ModelError: the output is not a finite tensor with one entry a sample, or does not depend on x.
-        TrainingModeError: a module is in training mode.
-        UnsupportedOperation: an operation is not affine at x, and no gate of the table makes it so.
-        UnknownLayerError: a named layer does not run.
-    """
-    modules = module_paths(model)
-    refuse_unusable(modules)
-    inputs = x if isinstance(x, tuple) else (x,)
-    _refuse_input(inputs)
-    wanted = None if layers is None else _wanted_names(layers, modules)
-    recorder = Recorder(modules, wanted, carry)
-    with torch.inference_mode(False), torch.enable_grad(), kept(modules, inputs):
-        entries = [value.detach().clone().requires_grad_() for value in inputs]
-        names = ["x"] if len(entries) == 1 else [f"x{i}" for i in range(len(entries))]
-        placed = [Layer(n, e.detach(), get_gradient_edge(e)) for n, e in zip(names, entries, strict=True)]
-        signals = [entry.clone() for entry in entries]
-        with recorder.recording(*signals):
-            raw = model(*signals, *args, **(kwargs or {}))
-            result = raw if output is None else output(raw)
-            signal = recorder.signal(result) if isinstance(result, Tensor) else None
-    top = _top(result, signal, len(inputs[0]))
-    _refuse_missing(wanted, recorder.layers)
-    return Frozen(
-        output=top.output,
-        layers=tuple(recorder.layers),
-        inputs=tuple(placed),
-        operations=tuple(recorder.operations),
-        sources=tuple(recorder.sources),
-        top=top,
-        modules=modules,
-    )
-
-
-def _refuse_input(inputs: tuple[Any, ...]) -> None:
-    if not inputs:
-        raise InputError("x is an empty tuple: give at least one tensor to explain")
-    for value in inputs:
-        if not isinstance(value, Tensor):
-            raise InputError(f"x must be a tensor or a tuple of tensors; got {type(value).__name__}")
-        if not value.is_floating_point():
-            raise InputError(f"x must be floating point to have a linear model; got {value.dtype}")
-        if value.ndim < 2 or value.numel() == 0 or len(value) != len(inputs[0]):
-            raise InputError(f"x must have shape (samples, ...) with at least one sample; got {list(value.shape)}")
-        if not torch.isfinite(value).all():
-            raise InputError("x holds NaN or infinite values: the linear model exists at finite inputs only")
-
-
-def _wanted_names(
-    layers: Iterable[str | nn.Module | tuple[nn.Module, int]], modules: Mapping[nn.Module, str]
-) -> frozenset[str]:
-    names = []
-    if isinstance(layers, str):
-        raise UnknownLayerError(f"layers takes a list of names, such as [{layers!r}]; got the text {layers!r}")
-    for which in layers:
-        module, call = which if isinstance(which, tuple) else (which, 1)
-        if isinstance(module, nn.Module) and module not in modules:
-            raise UnknownLayerError(f"the module {type(module).__name__} given as a layer is not part of the model")
-        name = modules[module] if isinstance(module, nn.Module) else module
-        names.append(name if call == 1 else f"{name}#{call}")
-    return frozenset(names)
-
-
-def _refuse_missing(wanted: frozenset[str] | None, layers: Sequence[Layer]) -> None:
-    missing = sorted((wanted or frozenset()) - {layer.name for layer in layers})
-    if missing:
-        raise UnknownLayerError(
-            f"no module or operation named {missing[0]!r} ran in the forward pass; "
-            "a name is a module path such as 'layer4.1.relu', '#2' for its second call, 'path:relu' for a function"
+    def _incomplete(self, what: str, error: float) -> IncompleteError:
+        """The error that completeness does not hold, with the operation that breaks it."""
+        tests = ", ".join(f"{op.name} in {op.module!r}" for op in self.operations if op.kind == "tested")
+        culprit = f"Operations outside the table: {tests or 'none'}"
+        try:
+            self.again()
+        except IncompleteError as found:
+            culprit = str(found)
+        return IncompleteError(
+            f"the model was not understood: for {what} (relative error {error:.1e}, tolerance {self.tolerance:.0e}). "
+            f"{culprit}"
         )
-
-
-def _top(result: Any, signal: Tensor | None, samples: int) -> Layer:
-    if not isinstance(result, Tensor):
-        raise ModelError(
-            f"the model returns {type(result).__name__}, not a tensor: pick one with output=, "
-            "such as freeze(model, x, output=lambda out: out.logits)"
-        )
-    if result.ndim < 2 or len(result) != samples:
-        raise ModelError(f"the output must have shape (samples, ..., classes); got {list(result.shape)}")
-    if not torch.isfinite(result).all():
-        raise ModelError("the model's output holds NaN or infinite values")
-    if signal is None:
-        raise ModelError("the output does not depend on x: was it detached, or computed under torch.no_grad()?")
-    return Layer("output", signal.detach(), get_gradient_edge(signal))
 
 
 def _key(edge: GradientEdge) -> tuple[Any, int]:

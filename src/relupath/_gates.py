@@ -10,7 +10,7 @@ Source: "Pathwise Explanation of ReLU Neural Networks", sections 3 and 6 (gates 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,23 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ._calls import HOMES, Call, leaves
+from ._calls import HOMES, Call
 from ._marks import mark_of
-from ._scales import attention, frozen_gate, glu, normalised, normalize, power, product, quotient, rms_norm
+from ._scales import (
+    added_product,
+    attention,
+    cosine_similarity,
+    frozen_gate,
+    fused,
+    glu,
+    lp_pool,
+    normalised,
+    normalize,
+    power,
+    product,
+    quotient,
+    rms_norm,
+)
 from ._straight import NotAffine, Straight, WithSlope
 
 
@@ -29,7 +43,9 @@ class Rule:
     """How one function is straight at x.
 
     Attributes:
-        kind: ``affine``, ``piece``, ``gate`` or ``tested`` (found affine at x by a numeric test).
+        kind: ``affine``; ``piece``; ``gate``; ``scale`` (of a normalisation); ``frozen gate`` or ``frozen scale`` (what
+            comes out may only scale a signal); ``tested`` (found affine at x by a numeric test); ``composite`` (seen
+            from inside); ``bent`` (never exact); ``look``, ``ignored`` and ``number`` (no operation on signals).
         freeze: runs the call.
         activation: whether its output is a hidden layer by default.
         gating: how much its output is a gate, if it is multiplied with another signal; an activation's counts 1.
@@ -102,6 +118,20 @@ def _dropout(call: Call) -> Straight:
     return _linear(call)
 
 
+def _resampled(call: Call) -> Straight:
+    """Sampling a picture at constant places."""
+    if call.argument(1, "grid").requires_grad:
+        raise NotAffine("its grid depends on the input")
+    return _linear(call)
+
+
+def _viewed(call: Call) -> Straight:
+    """A view, of the same numbers: not of the same bytes as another type."""
+    if any(isinstance(a, torch.dtype) for a in (*call.args, *call.kwargs.values())):
+        raise NotAffine("it reads a signal's bytes as another type, so that their dependence on the input is lost")
+    return _linear(call)
+
+
 def _extremum(call: Call) -> Straight:
     """Maximum and minimum: through the origin jointly in all operands; a constant operand gives an intercept."""
     bounded = any(not t.requires_grad and t.is_floating_point() for t in call.tensors)
@@ -127,14 +157,16 @@ def _piece(call: Call) -> Straight:
 
 
 def _gate(call: Call) -> Straight:
-    """``f(h) = h * phi(h)``: the slope is phi(h) = f(h) / h, and f'(0) where h = 0; the intercept is zero."""
+    """``f(h) = f(0) + h * phi(h)``: the slope is phi(h), and f'(0) where h = 0; the intercept is f(0), mostly zero."""
     h, pure = call.first, call.out_of_place()
     zero = h.detach().new_zeros(1).requires_grad_()
-    (limit,) = torch.autograd.grad(pure.on(lambda t: zero if t is h else t)(), zero)
+    start = pure.on(lambda t: zero if t is h else t)()
+    (limit,) = torch.autograd.grad(start, zero)
     with torch.no_grad():
-        y = pure()
-        slope = torch.where(h == 0, limit, y / h)
-    return Straight(_written(call, WithSlope.apply(h, (y,), slope)))
+        y, start = pure(), start.detach()
+        near = 0.0 if not start else torch.finfo(h.dtype).eps ** 0.5
+        slope = torch.where(h.abs() <= near, limit, (y - start) / h)
+    return Straight(_written(call, WithSlope.apply(h, (y,), slope)), start if start else None)
 
 
 def _assigned(call: Call) -> Straight:
@@ -169,87 +201,6 @@ def _rrelu(call: Call) -> Straight:
     return _linear(call)
 
 
-def tested(call: Call) -> Straight:
-    """A function that the table does not know: affine around x if a numeric test in double precision says so.
-
-    One that gives no signal (a shape, a comparison) only looks, and runs plainly. For the others, with ``c`` the value
-    at zero signals, ``u`` a fixed irregular cotangent and ``d`` small steps, an operation that is affine around ``s``
-    satisfies ``<u, y - c> = <A^T u, s>`` and, element by element, ``y(s + d) + y(s - d) = 2 y``. The second equation
-    tells pieces from smooth functions of degree one, such as a norm.
-    """
-    mutates = call.mutates
-    if not mutates:
-        output = call()
-        if not any(t.requires_grad for t in leaves(output)):
-            return Straight(output)
-    try:
-        _verify_affine(call)
-        constant = call.at_zero()
-    except (RuntimeError, KeyError) as error:
-        raise NotAffine(f"it is not in the table and cannot be tested ({str(error).splitlines()[0]})") from error
-    return Straight(call() if mutates else output, constant)
-
-
-def _verify_affine(call: Call) -> None:
-    """Refuse an operation that is not affine around its signals.
-
-    Raises:
-        NotAffine: it is not.
-    """
-    twins = {
-        id(t): t.detach().to(torch.float64, copy=True).requires_grad_(t.requires_grad)
-        for t in call.tensors
-        if t.is_floating_point()
-    }
-    double = call.on(lambda t: twins.get(id(t), t))
-    signals = [t for t in twins.values() if t.requires_grad]
-    with torch.enable_grad():
-        ys = [y for y in leaves(double.on(torch.clone)()) if y.requires_grad]
-    waves = [_wave(y, 1.7) for y in ys]
-    grads = torch.autograd.grad(ys, signals, waves, allow_unused=True)
-    pairs = [(s, torch.zeros_like(s) if g is None else g) for s, g in zip(signals, grads, strict=True)]
-    value = _dot(ys := [y.detach() for y in ys], waves)
-    at_zero = _dot(leaves(double.at_zero())[: len(ys)], waves)
-    size = sum(float((y * u).abs().sum()) for y, u in zip(ys, waves, strict=True))
-    size += sum(float((s.detach() * g).abs().sum()) for s, g in pairs)
-    if not abs(value - at_zero - _dot([s.detach() for s, _ in pairs], [g for _, g in pairs])) <= 1e-10 * size:
-        raise NotAffine("its value is not A s + c, with A its derivative and c its value at zero")
-    largest = max(float(y.abs().max()) for y in ys)
-    for direction in range(2):
-        steps = {
-            id(s): 3e-6
-            * s.abs().mean().clamp(min=1e-6)
-            * _wave(s, 0.9 + 1.4 * direction, 0.3 + 1.9 * i + 0.8 * direction)
-            for i, (s, _) in enumerate(pairs)
-        }
-        ahead, behind = (_moved(double, steps, sign)[: len(ys)] for sign in (1, -1))
-        bend = max(float((p + q - 2 * y).abs().max()) for p, q, y in zip(ahead, behind, ys, strict=True))
-        if not bend <= 2e-14 * largest:
-            raise NotAffine("it is curved: its derivative changes with its argument")
-
-
-def _moved(call: Call, steps: dict[int, Tensor], sign: int) -> list[Tensor]:
-    """What comes out of a call when its signals are moved."""
-
-    def moved(t: Tensor) -> Tensor:
-        return t.detach() + sign * steps[id(t)] if id(t) in steps else t.clone()
-
-    with torch.no_grad():
-        return leaves(call.on(moved)())
-
-
-def _wave(like: Tensor, frequency: float, phase: float = 0.3) -> Tensor:
-    """A fixed irregular tensor in -1..1; no random numbers are drawn."""
-    return torch.cos(torch.arange(like.numel(), device=like.device).to(like.dtype) * frequency + phase).view(like.shape)
-
-
-def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return sum(float((u * v).sum()) for u, v in zip(a, b, strict=True))
-
-
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-1, torch.bfloat16: 2e-1}
-"""How far two routes to one number may be apart, relative to the larger term, by dtype."""
-
 _LINEAR, _MOVES, _SCALES = (
     Rule("affine", _linear),
     Rule("affine", _linear, rearranges=True),
@@ -257,20 +208,25 @@ _LINEAR, _MOVES, _SCALES = (
 )
 _NAMES: tuple[tuple[Rule, str], ...] = (
     # rearranging
-    (_MOVES, "view view_as reshape reshape_as flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ transpose"),
+    (Rule("affine", _viewed, rearranges=True), "view"),
+    (_MOVES, "view_as reshape reshape_as flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ transpose"),
     (_MOVES, "permute movedim moveaxis swapaxes swapdims t adjoint contiguous clone to float double half bfloat16"),
     (_MOVES, "type type_as cpu cuda expand expand_as broadcast_to repeat tile repeat_interleave narrow select"),
     (_MOVES, "index_select gather take take_along_dim __getitem__ chunk split split_with_sizes tensor_split unbind"),
     (_MOVES, "roll flip rot90 diagonal diag tril triu unfold fold pixel_shuffle pixel_unshuffle channel_shuffle"),
+    (_MOVES, "masked_select"),
     # summing
     (_LINEAR, "sum mean cumsum trace neg negative __neg__ positive __pos__ avg_pool1d avg_pool2d avg_pool3d"),
     (_LINEAR, "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample"),
     (Rule("affine", _sum), "add add_ sub sub_ subtract rsub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__"),
     (Rule("affine", _affine), "cat concat concatenate stack hstack vstack where masked_fill masked_fill_ pad"),
+    (Rule("affine", _resampled), "grid_sample grid_sampler"),
     (Rule("affine", _affine), "__setitem__ copy_ index_put index_put_ index_copy index_copy_"),
     # multiplying
     (_SCALES, "mul mul_ multiply __mul__ __rmul__ __imul__ matmul __matmul__ __rmatmul__ mm bmm mv"),
     (_SCALES, "dot inner outer einsum tensordot"),
+    (Rule("affine", added_product, scales=True), "addmm addmm_ addmv addr addbmm baddbmm addcmul addcmul_ bilinear"),
+    (Rule("scale", cosine_similarity), "cosine_similarity"),
     (Rule("affine", quotient, scales=True), "div div_ divide true_divide __truediv__ __itruediv__ __div__"),
     (
         Rule("affine", _biased, linear_map=True, scales=True),
@@ -293,11 +249,13 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("piece", _linear), "adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices"),
     # gates x * phi(x)
     (Rule("gate", _gate, activation=True), "gelu silu silu_ mish mish_ hardswish hardswish_ elu elu_ selu selu_"),
-    (Rule("gate", _gate, activation=True), "celu celu_ tanh tanh_ softsign"),
+    (Rule("gate", _gate, activation=True), "celu celu_ tanh tanh_ softsign softplus logsigmoid tanhshrink"),
     (Rule("gate", power), "pow square float_power __pow__"),
+    (Rule("gate", lp_pool), "lp_pool1d lp_pool2d lp_pool3d"),
     # gates times signals: frozen where they come about
-    (Rule("frozen", frozen_gate), "sigmoid softmax log_softmax softmin logsumexp erf"),
-    (Rule("frozen", frozen_gate), "sqrt rsqrt std var norm vector_norm"),
+    (Rule("frozen gate", frozen_gate), "sigmoid softmax log_softmax softmin logsumexp erf exp exp2"),
+    (Rule("frozen scale", frozen_gate), "sqrt rsqrt std var norm vector_norm"),
+    (Rule("bent", fused), "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     (Rule("gate", glu), "glu"),
     (Rule("gate", attention), "scaled_dot_product_attention"),
     (Rule("composite", _linear), "multi_head_attention_forward"),
@@ -311,7 +269,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("look", _linear), "new_zeros new_ones new_full new_empty"),
     (Rule("look", _new_tensor), "new_tensor"),
     (Rule("ignored", _ignored), "register_hook retain_grad"),
-    (Rule("number", _number), "detach_ item tolist numpy __float__ __array__"),
+    (Rule("number", _number), "detach_ item tolist numpy __float__ __array__ __dlpack__"),
 )
 
 TABLE: dict[Callable[..., Any], Rule] = {

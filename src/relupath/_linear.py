@@ -76,6 +76,7 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
         PathError: a unit is outside its layer, units overlap, or the layers are not in the network's order.
         UnknownLayerError: a layer is not recorded.
         TargetError: the target does not fit the output or is not linear.
+        IncompleteError: the weights and the constants of the network do not add up to the path's value.
 
     Source: section 3 of the paper.
     """
@@ -86,7 +87,7 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
     if all(p.layers == paths[0].layers for p in paths):
         ends, value = _descend(frozen, functional.gradient, paths)
         value = functional.value if not paths[0] else value
-        return model_from(frozen, frozen.vjp(ends, frozen.inputs), value, functional.labels)
+        return model_from(frozen, frozen.to_inputs(ends), value, functional.labels)
     ends, value = {}, torch.zeros_like(functional.value)
     for layers in dict.fromkeys(p.layers for p in paths):
         rows = torch.tensor([p.layers == layers for p in paths], device=value.device)
@@ -96,7 +97,7 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
         value = value + torch.where(rows, partial if layers else functional.value, 0)
         for layer, cotangent in part.items():
             ends[layer] = ends[layer] + cotangent if layer in ends else cotangent
-    return model_from(frozen, frozen.vjp(ends, frozen.inputs), value, functional.labels)
+    return model_from(frozen, frozen.to_inputs(ends), value, functional.labels)
 
 
 def model_from(

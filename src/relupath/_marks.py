@@ -16,7 +16,7 @@ class Mark:
     """What a tensor is that depends on the input without being a signal.
 
     Attributes:
-        kind: ``gate`` (frozen: it may scale a signal) or ``bent`` (it may only become a gate).
+        kind: ``gate`` or ``scale`` (frozen: it may scale a signal) or ``bent`` (it may only become a gate).
         refusal: the error to raise where it would have to be a signal.
     """
 
@@ -34,9 +34,20 @@ def gating(t: Tensor) -> int:
     return getattr(t, "_relupath_gating", 0)
 
 
-def marked(value: Any, mark: Mark) -> Any:
-    """The value, with the mark on every floating-point tensor in it."""
-    for t in leaves(value):
-        if t.is_floating_point() or t.is_complex():
-            t._relupath_mark = mark  # type: ignore[attr-defined]
-    return value
+def carrying(t: Tensor, mark: Mark) -> Tensor:
+    """The tensor, with a mark on it."""
+    t._relupath_mark = mark  # type: ignore[attr-defined]
+    return t
+
+
+def marked(value: Any, mark: Mark) -> list[Tensor]:
+    """Mark every floating-point tensor in a nested value, and return them.
+
+    Such a tensor is made a leaf of the autograd graph, so that what is computed from it unseen can be told.
+    """
+    found = [t for t in leaves(value) if t.is_floating_point() or t.is_complex()]
+    for t in found:
+        carrying(t, mark)
+        if t.is_leaf and not t.is_inference():
+            t.requires_grad_()
+    return found

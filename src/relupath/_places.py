@@ -1,12 +1,35 @@
-"""Where in the user's model something happens: module paths, numbers of calls, source lines."""
+"""What happens where in the user's model: operations, module paths, numbers of calls, source lines, refusals."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from types import FrameType
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from .errors import UnsupportedOperation
+
+
+class Operation(NamedTuple):
+    """One operation of the forward pass on what depends on the input.
+
+    Attributes:
+        name: the function, such as ``conv2d``.
+        module: path of the module that called it.
+        kind: how it was treated: ``affine``; ``piece``; ``gate``, x * phi(x) or scaled by a frozen gate; ``scale``,
+            scaled by a frozen norm or deviation; ``carried``, a product of which the user chose the factor that carries
+            on; ``tested``, not in the table and found affine at the input by a numeric test; ``frozen gate`` and
+            ``frozen scale``, what comes out may only scale signals; ``bent``, not exact, for gates and scales only.
+        line: the user's line of code that ran it, such as ``model.py:12``.
+    """
+
+    name: str
+    module: str
+    kind: str
+    line: str
 
 
 def module_paths(model: nn.Module) -> dict[nn.Module, str]:
@@ -27,10 +50,39 @@ def numbered(name: str, call: int) -> str:
     return name if call == 1 else f"{name}#{call}"
 
 
+def place(operation: str, module: str, where: str) -> str:
+    """An operation, with its module and its line of code."""
+    return f"{operation} in module {module or '(the model itself)'!r}" + (f" ({where})" if where else "")
+
+
 def line() -> str:
-    """The line of the user's code that is running, as `` (file.py:12)``."""
+    """The line of the user's code that is running, such as ``model.py:12``."""
     frame: FrameType | None = sys._getframe()
-    ours = (__name__.partition(".")[0], "torch", "jaxtyping", "beartype")
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
         frame = frame.f_back
-    return f" ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})" if frame else ""
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else ""
+
+
+def line_of(node: Any) -> str:
+    """The line of the user's code that made a graph node, if autograd was asked to note it (anomaly mode)."""
+    frames = [_FRAME.match(frame) for frame in node.metadata.get("traceback_", ())]
+    found = [(m[1], m[2]) for m in frames if m and not any(f"{os.sep}{own}{os.sep}" in m[1] for own in _OURS)]
+    return f"{os.path.basename(found[-1][0])}:{found[-1][1]}" if found else ""
+
+
+class UnseenOperation(UnsupportedOperation):
+    """An operation of which only the trace in the autograd graph was seen; anomaly mode tells its line."""
+
+
+def refusal(where: str, reason: str) -> UnsupportedOperation:
+    """The error of an operation, in one sentence: what, where, why, and what to do."""
+    return UnsupportedOperation(
+        f"{where} cannot be explained exactly: {reason}. "
+        "Expected an operation that at one input is affine, piecewise linear, or a gate x*phi(x). "
+        "Replace it by such operations, teach it with relupath.freezes, or explain an output that comes before it "
+        "(freeze's output=...)."
+    )
+
+
+_OURS = (__name__.partition(".")[0], "torch", "jaxtyping", "beartype")
+_FRAME = re.compile(r'\s*File "(.*?)", line (\d+)')

@@ -3,49 +3,90 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._calls import Call
-from ._marks import gating
+from ._marks import gating, mark_of
 from ._straight import NotAffine, Straight, WithSlope, valued
 
 
 def product(call: Call) -> Straight:
-    """Linear in one signal while the other factors are constant, or frozen as gates."""
-    if len(call.signals) == 1:
-        return Straight(call())
-    gates = [gating(t) for t in call.signals]
-    if gates.count(min(gates)) == 1:
-        return Straight(_carried(call, gates.index(min(gates))))
-    if call.carry is None:
-        raise NotAffine(
-            "it multiplies two signals, and neither or both come out of an activation: choose what carries on with "
-            "freeze(..., carry='first'), 'second' or 'half'"
-        )
-    if call.carry != "half":
-        return Straight(_carried(call, 0 if call.carry == "first" else len(gates) - 1))
-    shares = [_carried(call, kept) for kept in range(len(gates))]
-    return Straight(valued(torch.stack(shares).mean(0), shares[0]))
+    """Linear in one signal; of several, the one that comes out of an activation is the gate, or as chosen."""
+    calls, kind = _carried(call, [i for i, t in enumerate(call.tensors) if t.requires_grad])
+    shares = [one() for one in calls]
+    return Straight(shares[0] if len(shares) == 1 else valued(torch.stack(shares).mean(0), shares[0]), kind=kind)
 
 
-def _carried(call: Call, kept: int) -> Any:
-    """The product with every signal frozen but the one at a position."""
-    if call.mutates:
+def added_product(call: Call) -> Straight:
+    """A term plus a product, such as ``addmm``: the product as any other, constants are added."""
+    first = 0 if call.name == "bilinear" else 1
+    if any(mark_of(t) is not None for i, t in enumerate(call.tensors) if i not in (first, first + 1)):
+        raise NotAffine("what it adds is a frozen gate")
+    calls, kind = _carried(call, [i for i in (first, first + 1) if call.tensors[i].requires_grad])
+    shares = [one() for one in calls]
+    output = shares[0] if len(shares) == 1 else valued(torch.stack(shares).mean(0), shares[0])
+    return Straight(output, calls[0].at_zero(), kind)
+
+
+def _carried(call: Call, factors: Sequence[int]) -> tuple[list[Call], str | None]:
+    """The calls in which one of the factors carries on and the others are frozen, and what kind of freezing that is.
+
+    Args:
+        call: the product.
+        factors: positions, among its tensors, of the signals that are multiplied with each other.
+    """
+    if len(factors) < 2:
+        return [call], None
+    gates, kind = [gating(call.tensors[i]) for i in factors], "gate"
+    kept = [factors[gates.index(min(gates))]]
+    if gates.count(min(gates)) > 1:
+        if call.carry is None:
+            raise NotAffine(
+                "it multiplies two signals, and neither or both come out of an activation: choose what carries on with "
+                "freeze(..., carry='first'), 'second' or 'half'"
+            )
+        kept, kind = {"first": [factors[0]], "second": [factors[-1]], "half": list(factors)}[call.carry], "carried"
+    if call.mutates and kept != [0]:
         raise NotAffine("it multiplies two signals in place")
-    seen = itertools.count()
-    return call.on(lambda t: t.detach() if t.requires_grad and next(seen) != kept else t)()
+    return [_frozen_at(call, [i for i in factors if i != one]) for one in kept], kind
+
+
+def _frozen_at(call: Call, positions: Sequence[int]) -> Call:
+    """The call with the tensors at some positions frozen."""
+    count = itertools.count()
+    return call.on(lambda t: t.detach() if next(count) in positions else t)
 
 
 def quotient(call: Call) -> Straight:
-    divisor = call.argument(1, "other")
-    if isinstance(divisor, Tensor) and divisor.requires_grad:
-        raise NotAffine("it divides by a signal that is not a frozen scale")
+    """Linear in the dividend; a divisor that depends on the input is frozen if it is a scale, or as chosen."""
+    divisor, kind = call.argument(1, "other"), None
     if call.kwargs.get("rounding_mode") is not None:
         raise NotAffine("it rounds")
-    return Straight(call())
+    if isinstance(divisor, Tensor) and divisor.requires_grad:
+        if call.carry is None or not call.first.requires_grad:
+            raise NotAffine(
+                "it divides by a signal that is not a frozen scale: freeze(..., carry='first') freezes the divisor"
+            )
+        call, kind = _frozen_at(call, [1]), "carried"
+    return Straight(call(), kind=kind)
+
+
+def cosine_similarity(call: Call) -> Straight:
+    """``<a, b> / (|a| |b|)``: the norms are frozen, the product is as any other."""
+    a, b, dim, eps = (call.argument(i, n, d) for i, (n, d) in enumerate(_COSINE))
+    with torch.no_grad():
+        y = call()
+        norms = a.norm(2, dim, keepdim=True).clamp(min=eps) * b.norm(2, dim, keepdim=True).clamp(min=eps)
+    whole = product(Call(torch.mul, (a, b), {}, call.carry))
+    return Straight(valued((whole.output / norms).sum(dim), y), kind=whole.kind or "scale")
+
+
+_COSINE = (("x1", None), ("x2", None), ("dim", 1), ("eps", 1e-8))
 
 
 def frozen_gate(call: Call) -> Straight:
@@ -115,7 +156,8 @@ def attention(call: Call) -> Straight:
     if p:
         raise NotAffine("its dropout is active")
     if not v.requires_grad:
-        raise NotAffine("its values are constant")
+        gates = "a frozen gate, which can scale a signal but not be one"
+        raise NotAffine(f"its values are {gates if mark_of(v) else 'constant'}")
     with torch.no_grad():
         y, scale = call(), call.kwargs.get("scale")
         if call.kwargs.get("enable_gqa"):
@@ -139,12 +181,39 @@ def glu(call: Call) -> Straight:
 
 
 def power(call: Call) -> Straight:
-    """A power above 1 of an activation, such as squared ReLU: ``f(h) = h * phi(h)``."""
-    exponent = call.argument(1, "exponent", 2)
-    if isinstance(exponent, Tensor) or not exponent > 1 or not gating(call.first) or call.mutates:
+    """A power of an activation, such as squared ReLU, is ``f(h) = h * phi(h)``; of another signal only as chosen."""
+    exponent, h = call.argument(1, "exponent", 2), call.first
+    if isinstance(exponent, Tensor) or call.mutates:
         raise NotAffine("it is a power of a signal")
-    h = call.first
+    chosen = call.carry is not None
+    if not (chosen or (gating(h) and exponent > 1)):
+        raise NotAffine(
+            "it is a power of a signal that comes out of no activation: freeze(..., carry='first') takes it as "
+            "h * h**(p - 1) with the second factor frozen"
+        )
     with torch.no_grad():
         y = call()
         slope = torch.where(h == 0, 0, y / h)
-    return Straight(WithSlope.apply(h, (y,), slope))
+    return Straight(WithSlope.apply(h, (y,), slope), kind="carried" if chosen and not gating(h) else None)
+
+
+def lp_pool(call: Call) -> Straight:
+    """``y = (sum h**p)**(1/p) = sum h * (h / y)**(p - 1)``: the second factor is frozen."""
+    h, p = call.first, float(call.argument(1, "norm_type"))
+    if math.isinf(p):
+        return Straight(call())
+    with torch.no_grad():
+        y, gates = call(), h.pow(p - 1)
+        scale = torch.where(y == 0, 0, y.pow(1 - p))
+    linear = {"input": h * gates, "norm_type": 1.0}
+    args = [linear.pop(name) for name, _ in zip(("input", "norm_type"), call.args, strict=False)]
+    output = call.func(*args, *call.args[2:], **{**call.kwargs, **linear}) * scale
+    return Straight(valued(output, y))
+
+
+def fused(call: Call) -> Straight:
+    """A recurrent layer in one piece, whose gates cannot be seen."""
+    raise NotAffine(
+        "it is fused, so its gates cannot be seen: write the cell out in torch operations (linear, sigmoid, tanh and "
+        "products), which is explained exactly"
+    )

@@ -13,10 +13,14 @@ class NotAffine(Exception):
 
 
 class Straight(NamedTuple):
-    """The output of an operation as autograd shall see it, and its constants ``c`` (None: zero)."""
+    """The output of an operation as autograd shall see it, its constants ``c`` (None: zero), how it was treated.
+
+    The kind is None where it is the rule's.
+    """
 
     output: Any
     constant: Any = None
+    kind: str | None = None
 
 
 class WithSlope(torch.autograd.Function):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._gates import TOLERANCE
+from ._tested import TOLERANCE
 from .errors import TargetError
 
 Classes = SupportsIndex | Sequence[SupportsIndex] | Tensor

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from ._frozen import Frozen, freeze
+from ._freeze import freeze
+from ._frozen import Frozen
 from ._linear import PathModel, linear_model
 from ._paths import Path
 from ._search import Found, Greedy, find_paths

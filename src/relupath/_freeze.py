@@ -1,0 +1,173 @@
+"""Freeze a model at an input: take it as it is, run it once under the recorder, leave it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from ._frozen import Frozen
+from ._model import kept, refuse_unusable, unwrapped
+from ._places import UnseenOperation, module_paths, numbered
+from ._record import EMBEDDINGS, Choices, Recorder
+from ._tested import TOLERANCE
+from ._units import Layer
+from .errors import InputError, ModelError, UnknownLayerError
+
+Names = str | nn.Module | Iterable[str | nn.Module | tuple[nn.Module, int]]
+"""Layers by name, by module, or by module and number of the call."""
+
+
+def freeze(
+    model: nn.Module,
+    x: Tensor | tuple[Tensor, ...],
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    inputs: Names | None = None,
+    output: Callable[[Any], Tensor] | None = None,
+    layers: Names | None = None,
+    carry: Literal["first", "second", "half"] | None = None,
+) -> Frozen:
+    """Record the affine map that the model is at x: f(x) = W x + b.
+
+    Args:
+        model: any module in eval mode; it is left as it was, parameters, buffers, flags and hooks. Of one that is
+            wrapped (DataParallel, DistributedDataParallel, torch.compile) the original is used.
+        x: the explained input, (B, ...), or a tuple of several, passed as the model's first arguments.
+        *args: further positional arguments, held constant.
+        kwargs: further keyword arguments, held constant.
+        inputs: explain the output of this layer (or of these) in place of x, such as an embedding's, by name or module;
+            ``embeddings`` means every nn.Embedding that looks up x. What reaches the output around them is constant.
+        output: picks the explained tensor (B, ..., C) from what the model returns; needed if that is no tensor.
+        layers: the hidden layers to record, by name or module; None records every activation function's output.
+        carry: of a product of two signals with no gate among them, the factor that carries on while the other is
+            frozen: ``first``, ``second``, or ``half`` (each with half the derivative). None refuses such products. With
+            any choice a signal that others are divided by is frozen, and ``h**p`` is ``h`` times a frozen ``h**(p-1)``.
+
+    Returns:
+        The frozen network, on which linear models, paths and searches work.
+
+    Raises:
+        InputError: x is not floating point, is empty or not finite.
+        ModelError: the output is not a finite tensor with one entry a sample, or does not depend on x.
+        TrainingModeError: a module is in training mode.
+        UnsupportedOperation: an operation is not affine at x, and no gate of the table makes it so.
+        UnknownLayerError: a named layer does not run.
+    """
+    model = unwrapped(model)
+    modules = module_paths(model)
+    refuse_unusable(modules)
+    explained = x if isinstance(x, tuple) else (x,)
+    _refuse_input(explained, inputs is not None)
+    named = _names([inputs] if isinstance(inputs, str) else inputs or [], modules)
+    if isinstance(layers, str):
+        raise UnknownLayerError(f"layers takes a list of names, such as [{layers!r}]; got the text {layers!r}")
+    choices = Choices(named, None if layers is None else _names(layers, modules), carry)
+    run = partial(_record, model, modules, (*explained, *args), kwargs or {}, output, len(explained))
+    try:
+        recorder, top = run(choices)
+    except UnseenOperation:
+        with torch.autograd.set_detect_anomaly(True, check_nan=False):
+            run(choices)  # now autograd notes the lines, so that the error names it
+        raise
+    return Frozen(
+        output=top.output,
+        layers=tuple(recorder.layers),
+        inputs=tuple(recorder.inputs),
+        operations=tuple(recorder.operations),
+        sources=tuple(recorder.sources),
+        top=top,
+        modules=modules,
+        tolerance=max(TOLERANCE[dtype] for dtype in recorder.dtypes),
+        again=partial(run, choices._replace(verify=True)),
+    )
+
+
+def _record(
+    model: nn.Module,
+    modules: Mapping[nn.Module, str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Callable[[Any], Tensor] | None,
+    explained: int,
+    choices: Choices,
+) -> tuple[Recorder, Layer]:
+    """Run the model once under a recorder; of the arguments the first ones are explained, unless layers are."""
+    recorder = Recorder(modules, choices)
+    with torch.inference_mode(False), torch.enable_grad(), kept(modules, args), recorder.recording():
+        if not choices.inputs:
+            names = ["x"] if explained == 1 else [f"x{i}" for i in range(explained)]
+            signals = [recorder.enter(name, value) for name, value in zip(names, args, strict=False)]
+            args = (*signals, *args[explained:])
+        elif choices.inputs == EMBEDDINGS and "embeddings" not in modules.values():
+            recorder.explain_lookups_of(args[:explained])
+        raw = model(*args, **kwargs)
+        result = raw if output is None else output(raw)
+        _refuse_missing(choices.inputs if not recorder.inputs or len(choices.inputs) > 1 else None, recorder.inputs)
+        _refuse_missing(choices.layers, recorder.layers)
+        signal = recorder.signal(result) if isinstance(result, Tensor) else None
+    return recorder, _top(result, signal, recorder.inputs)
+
+
+def _refuse_input(inputs: tuple[Any, ...], named: bool) -> None:
+    if not inputs:
+        raise InputError("x is an empty tuple: give at least one tensor to explain")
+    for value in inputs:
+        if not isinstance(value, Tensor):
+            raise InputError(f"x must be a tensor or a tuple of tensors; got {type(value).__name__}")
+        if not value.is_floating_point() and not named:
+            raise InputError(
+                f"x must be floating point to have a linear model; got {value.dtype}. Of tokens the embeddings can be "
+                "explained: freeze(..., inputs='embeddings'), or the name of any other layer"
+            )
+        if value.ndim < 2 or value.numel() == 0 or len(value) != len(inputs[0]):
+            raise InputError(f"x must have shape (samples, ...) with at least one sample; got {list(value.shape)}")
+        if not torch.isfinite(value).all():
+            raise InputError("x holds NaN or infinite values: the linear model exists at finite inputs only")
+
+
+def _names(which: Names, modules: Mapping[nn.Module, str]) -> frozenset[str]:
+    """The names of layers that are given by name, by module, or by module and number of the call."""
+    names = []
+    for one in [which] if isinstance(which, nn.Module) else which:
+        module, call = one if isinstance(one, tuple) else (one, 1)
+        if isinstance(module, nn.Module) and module not in modules:
+            raise UnknownLayerError(f"the module {type(module).__name__} given as a layer is not part of the model")
+        name = modules[module] if isinstance(module, nn.Module) else module
+        names.append(numbered(name, call))
+    return frozenset(names)
+
+
+def _refuse_missing(wanted: frozenset[str] | None, layers: Sequence[Layer]) -> None:
+    missing = sorted((wanted or frozenset()) - {layer.name for layer in layers})
+    if missing:
+        raise UnknownLayerError(
+            f"no module or operation named {missing[0]!r} ran in the forward pass; "
+            "a name is a module path such as 'layer4.1.relu', '#2' for its second call, 'path:relu' for a function"
+        )
+
+
+def _top(result: Any, signal: Tensor | None, inputs: Sequence[Layer]) -> Layer:
+    samples = len(inputs[0].output)
+    for layer in inputs:
+        if len(layer.output) != samples:
+            raise InputError(f"the inputs have {samples} and {len(layer.output)} samples (their first axis)")
+    if not isinstance(result, Tensor):
+        raise ModelError(
+            f"the model returns {type(result).__name__}, not a tensor: pick one with output=, "
+            "such as freeze(model, x, output=lambda out: out.logits)"
+        )
+    if result.ndim < 2 or len(result) != samples:
+        raise ModelError(f"the output must have shape (samples, ..., classes); got {list(result.shape)}")
+    if not torch.isfinite(result).all():
+        raise ModelError("the model's output holds NaN or infinite values")
+    if signal is None:
+        raise ModelError(
+            f"the output does not depend on {', '.join(layer.name for layer in inputs)}: was it detached, or computed "
+            "under torch.no_grad()?"
+        )
+    return Layer("output", signal.detach(), get_gradient_edge(signal))

@@ -1,0 +1,67 @@
+"""The constants of the network, and what they add to a functional: summed while one backward product runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A constant that is added to a signal: a bias, a batch-norm shift, the intercept of a piece.
+
+    Attributes:
+        name: the parameter's name, or the operation that adds the constant.
+        layers: how many hidden layers were recorded before it: it enters below the next one.
+        edge: where the sum stands in the autograd graph.
+        constant: what is added, broadcast to the sum's shape.
+    """
+
+    name: str
+    layers: int
+    edge: GradientEdge = field(repr=False)
+    constant: Float[Tensor, "..."] = field(repr=False)
+
+
+@contextmanager
+def tallied(sources: Sequence[Source]) -> Iterator[dict[Source, Tensor]]:
+    """Collect <df/ds, s> of every source s that a product running inside passes, summed over the samples.
+
+    The graph is shared by every product of a frozen network: run no other one meanwhile.
+    """
+    tally: dict[Source, Tensor] = {}
+    by_node = defaultdict(list)
+    for source in sources:
+        by_node[source.edge.node].append(source)
+
+    def hook(here: Sequence[Source]) -> Callable[[tuple[Tensor | None, ...]], None]:
+        def note(gradients: tuple[Tensor | None, ...]) -> None:
+            for source in here:
+                gradient = gradients[source.edge.output_nr]
+                if gradient is not None:
+                    tally[source] = _sum_of_product(gradient.detach(), source.constant)
+
+        return note
+
+    handles: list[Any] = [node.register_prehook(hook(here)) for node, here in by_node.items()]
+    try:
+        yield tally
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _sum_of_product(gradient: Tensor, constant: Tensor) -> Tensor:
+    """The sum of gradient * constant, with the gradient summed first over the axes along which the constant repeats."""
+    constant = constant[(None,) * (gradient.ndim - constant.ndim)]
+    repeats = [axis for axis, size in enumerate(constant.shape) if size == 1 < gradient.shape[axis]]
+    summed = gradient.sum(repeats, keepdim=True) if repeats else gradient
+    return torch.dot(summed.flatten(), constant.to(summed.dtype).flatten())
