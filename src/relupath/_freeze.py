@@ -83,6 +83,7 @@ def freeze(
         top=top,
         modules=modules,
         tolerance=max(TOLERANCE[dtype] for dtype in recorder.dtypes),
+        writes_to_views=recorder.writes_to_views,
         again=partial(run, choices._replace(verify=True)),
     )
 

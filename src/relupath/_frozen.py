@@ -68,6 +68,7 @@ class Frozen:
     top: Layer = field(repr=False)
     modules: Mapping[nn.Module, str] = field(repr=False)
     tolerance: float = field(repr=False)
+    writes_to_views: bool = field(repr=False)
     again: Callable[[], object] = field(repr=False)
     lock: threading.RLock = field(repr=False, default_factory=threading.RLock)
 
@@ -135,15 +136,17 @@ class Frozen:
         """
         if not cotangents or not to:
             return [torch.zeros_like(layer.output) for layer in to]
+        # Where the forward wrote to views, autograd fails on products that stop half way (CopySlices).
+        down = [*to, *self.inputs] if self.writes_to_views else to
         with self.lock, torch.inference_mode(False), torch.enable_grad():
             grads = torch.autograd.grad(
                 [layer.edge for layer in cotangents],
-                [layer.edge for layer in to],
+                [layer.edge for layer in down],
                 [cotangent.contiguous() for cotangent in cotangents.values()],
                 retain_graph=True,
                 allow_unused=True,
             )
-        return [torch.zeros_like(l.output) if g is None else g for l, g in zip(to, grads, strict=True)]
+        return [torch.zeros_like(l.output) if g is None else g for l, g in zip(to, grads, strict=False)]
 
     def below(self, layers: Sequence[Layer]) -> dict[Layer, frozenset[Layer]]:
         """For the output and each of the layers, those of the layers on which it depends."""

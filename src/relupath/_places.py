@@ -70,6 +70,9 @@ def line_of(node: Any) -> str:
     return f"{os.path.basename(found[-1][0])}:{found[-1][1]}" if found else ""
 
 
+UNSEEN = "it ran unseen (a custom autograd function, or a compiled or scripted function)"
+
+
 class UnseenOperation(UnsupportedOperation):
     """An operation of which only the trace in the autograd graph was seen; anomaly mode tells its line."""
 

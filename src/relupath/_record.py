@@ -18,7 +18,7 @@ from ._calls import Call, inside, leaves
 from ._gates import TABLE, Rule
 from ._known import Known
 from ._marks import Mark, carrying, gating, mark_of, marked
-from ._places import Operation, UnseenOperation, line, line_of, numbered, own_tensors, place, refusal
+from ._places import UNSEEN, Operation, UnseenOperation, line, line_of, numbered, own_tensors, place, refusal
 from ._saved import Savings, load
 from ._sources import Source
 from ._straight import NotAffine, Straight
@@ -61,6 +61,7 @@ class Recorder(TorchFunctionMode):
         self.sources: list[Source] = []
         self.operations: list[Operation] = []
         self.dtypes: set[torch.dtype] = set()
+        self.writes_to_views = False
         self._looked_up: set[int] = set()
         self._choices = choices
         self._paths = paths
@@ -279,7 +280,10 @@ class Recorder(TorchFunctionMode):
             target.copy_(written)
         except RuntimeError as error:
             raise NotAffine(f"autograd refuses to write to that view ({str(error).splitlines()[0]})") from error
+        self.writes_to_views = True
         self._admit(target)
+        if self._latest is not None and self._latest[0] is written:
+            self._latest = target, self._latest[1]
         if base is not None:
             self._admit(base)
             if rest is not None:
@@ -342,7 +346,7 @@ class Recorder(TorchFunctionMode):
         wanted = self._choices.layers
         if wanted is None:
             own = self._latest is not None and output is self._latest[0] and name == self._latest[1]
-            if own and not any(module.children()):
+            if own and name and not any(module.children()):
                 layer = self.layers[-1]
                 self.layers[-1] = self._noted(Layer(name, layer.output, layer.edge))
         elif name in wanted and output is not None:
@@ -352,7 +356,7 @@ class Recorder(TorchFunctionMode):
         return output
 
     def _add_layer(self, name: str, signal: Tensor) -> None:
-        self._latest = (signal, self._path)
+        self._latest = signal, self._path
         self._positions.setdefault(_storage(signal), []).append(len(self.layers))
         self.layers.append(self._noted(Layer(name, signal.detach(), get_gradient_edge(signal))))
 
@@ -379,8 +383,7 @@ class Recorder(TorchFunctionMode):
         return refusal(place(operation, self._path, line()), reason)
 
     def _unseen(self, node: Any) -> UnseenOperation:
-        reason = "it ran unseen (a custom autograd function, or a compiled or scripted function)"
-        return UnseenOperation(*refusal(place(node.name(), self._path, line_of(node)), reason).args)
+        return UnseenOperation(*refusal(place(node.name(), self._path, line_of(node)), UNSEEN).args)
 
 
 def _storage(t: Tensor) -> int:
