@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HOMES = (torch, torch.Tensor, F, torch._C._nn, torch.special, torch.linalg)
+HOMES = (torch, torch.Tensor, F, torch._C._nn, torch.special, torch.linalg, torch.sparse)
 WRITERS = frozenset({"__setitem__", "__set__"}) | frozenset(
     f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "floordiv", "mod", "pow", "matmul")
 )
@@ -39,6 +39,11 @@ def leaves(value: Any) -> list[Tensor]:
         elif isinstance(item, _NESTS):
             found += leaves(item)
     return found
+
+
+def storage_of(t: Tensor) -> int:
+    """The address of the memory that a tensor shares with its views; 0 for a sparse one."""
+    return t.untyped_storage().data_ptr() if t.layout == torch.strided else 0
 
 
 def replaced(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -13,6 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from ._frozen import Frozen
 from ._model import kept, refuse_unusable, unwrapped
 from ._places import UnseenOperation, module_paths, numbered
+from ._probe import Probe
 from ._record import EMBEDDINGS, Choices, Recorder
 from ._tested import TOLERANCE
 from ._units import Layer
@@ -68,11 +69,12 @@ def freeze(
         raise UnknownLayerError(f"layers takes a list of names, such as [{layers!r}]; got the text {layers!r}")
     choices = Choices(named, None if layers is None else _names(layers, modules), carry)
     run = partial(_record, model, modules, (*explained, *args), kwargs or {}, output, len(explained))
+    recorder = Recorder(modules, choices)
     try:
-        recorder, top = run(choices)
+        top = run(recorder)
     except UnseenOperation:
         with torch.autograd.set_detect_anomaly(True, check_nan=False):
-            run(choices)  # now autograd notes the lines, so that the error names it
+            run(Recorder(modules, choices))  # now autograd notes the lines, so that the error names it
         raise
     return Frozen(
         output=top.output,
@@ -84,7 +86,7 @@ def freeze(
         modules=modules,
         tolerance=max(TOLERANCE[dtype] for dtype in recorder.dtypes),
         writes_to_views=recorder.writes_to_views,
-        again=partial(run, choices._replace(verify=True)),
+        probe=Probe(run, modules, choices),
     )
 
 
@@ -95,10 +97,10 @@ def _record(
     kwargs: Mapping[str, Any],
     output: Callable[[Any], Tensor] | None,
     explained: int,
-    choices: Choices,
-) -> tuple[Recorder, Layer]:
+    recorder: Recorder,
+) -> Layer:
     """Run the model once under a recorder; of the arguments the first ones are explained, unless layers are."""
-    recorder = Recorder(modules, choices)
+    choices = recorder.choices
     with torch.inference_mode(False), torch.enable_grad(), kept(modules, args), recorder.recording():
         if not choices.inputs:
             names = ["x"] if explained == 1 else [f"x{i}" for i in range(explained)]
@@ -111,7 +113,7 @@ def _record(
         _refuse_missing(choices.inputs if not recorder.inputs or len(choices.inputs) > 1 else None, recorder.inputs)
         _refuse_missing(choices.layers, recorder.layers)
         signal = recorder.signal(result) if isinstance(result, Tensor) else None
-    return recorder, _top(result, signal, recorder.inputs)
+    return _top(result, signal, recorder.inputs)
 
 
 def _refuse_input(inputs: tuple[Any, ...], named: bool) -> None:

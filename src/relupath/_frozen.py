@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from ._places import Operation
+from ._probe import Probe
 from ._sources import Source, tallied
 from ._targets import Functional, TargetLike, resolve
 from ._units import Layer
@@ -69,7 +70,7 @@ class Frozen:
     modules: Mapping[nn.Module, str] = field(repr=False)
     tolerance: float = field(repr=False)
     writes_to_views: bool = field(repr=False)
-    again: Callable[[], object] = field(repr=False)
+    probe: Probe = field(repr=False)
     lock: threading.RLock = field(repr=False, default_factory=threading.RLock)
 
     @property
@@ -179,12 +180,16 @@ class Frozen:
     def check(self, target: TargetLike = None) -> Completeness:
         """Verify f(x) = <W, x> + b, with b summed over every constant of the network: b = sum <df/ds, s>.
 
+        The model runs twice more, to see that the constants stay what they are when the input moves a little.
+
         Source: section 3 of the paper (the locally linear model); the second route counts what each constant adds.
 
         Raises:
-            IncompleteError: the routes differ beyond round-off, or samples of the batch influence each other.
+            IncompleteError: the routes differ beyond round-off, samples of the batch influence each other, or a
+                constant moves with the input.
         """
         functional = self.functional(target)
+        self.probe.constants(self.inputs[0].output.dtype)
         rows = [self._account(functional, sample) for sample in range(self.batch)]
         weight_part, from_sources, size = (torch.stack(column) for column in zip(*rows, strict=True))
         bias = functional.value - weight_part
@@ -239,7 +244,7 @@ class Frozen:
         tests = ", ".join(f"{op.name} in {op.module!r}" for op in self.operations if op.kind == "tested")
         culprit = f"Operations outside the table: {tests or 'none'}"
         try:
-            self.again()
+            self.probe.steps()
         except IncompleteError as found:
             culprit = str(found)
         return IncompleteError(

@@ -35,7 +35,7 @@ from ._scales import (
     quotient,
     rms_norm,
 )
-from ._straight import NotAffine, Straight, WithSlope
+from ._straight import NotAffine, Straight, Untraceable, WithSlope
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _resampled(call: Call) -> Straight:
 def _viewed(call: Call) -> Straight:
     """A view, of the same numbers: not of the same bytes as another type."""
     if any(isinstance(a, torch.dtype) for a in (*call.args, *call.kwargs.values())):
-        raise NotAffine("it reads a signal's bytes as another type, so that their dependence on the input is lost")
+        raise Untraceable("it reads a signal's bytes as another type, so that their dependence on the input is lost")
     return _linear(call)
 
 

@@ -14,17 +14,17 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from ._calls import Call, inside, leaves
+from ._calls import Call, inside, leaves, storage_of
 from ._gates import TABLE, Rule
 from ._known import Known
 from ._marks import Mark, carrying, gating, mark_of, marked
 from ._places import UNSEEN, Operation, UnseenOperation, line, line_of, numbered, own_tensors, place, refusal
 from ._saved import Savings, load
 from ._sources import Source
-from ._straight import NotAffine, Straight
-from ._tested import follows, tested
+from ._straight import NotAffine, Straight, Untraceable
+from ._tested import tested
 from ._units import Layer
-from .errors import IncompleteError, UnknownLayerError, UnsupportedOperation
+from .errors import UnknownLayerError, UnsupportedOperation
 
 
 class Choices(NamedTuple):
@@ -34,13 +34,11 @@ class Choices(NamedTuple):
         inputs: names of the layers whose outputs are the explained inputs; empty for the model's arguments.
         layers: names of the layers to record; None records the output of every activation function.
         carry: which factor of a product of two signals carries on: ``first``, ``second``, ``half``, or None (refuse).
-        verify: verify every step by itself, to find the one that breaks completeness.
     """
 
     inputs: frozenset[str] = frozenset()
     layers: frozenset[str] | None = None
     carry: str | None = None
-    verify: bool = False
 
 
 class Recorder(TorchFunctionMode):
@@ -63,11 +61,11 @@ class Recorder(TorchFunctionMode):
         self.dtypes: set[torch.dtype] = set()
         self.writes_to_views = False
         self._looked_up: set[int] = set()
-        self._choices = choices
+        self.choices = choices
         self._paths = paths
         own = [(f"{path}.{name}".strip("."), t) for module, path in paths.items() for name, t in own_tensors(module)]
         self._constants = {t.data_ptr(): name for name, t in own}
-        self._own = {_storage(t): name for name, t in own if t.numel()}
+        self._own = {storage_of(t): name for name, t in own if t.numel()}
         self._stack: list[tuple[nn.Module, str]] = []
         self._calls: Counter[str] = Counter()
         self._known = Known()
@@ -125,7 +123,7 @@ class Recorder(TorchFunctionMode):
 
     def explain_lookups_of(self, tokens: Sequence[Tensor]) -> None:
         """Take as explained inputs what nn.Embedding modules give for these tokens."""
-        self._looked_up = {_storage(t) for t in tokens}
+        self._looked_up = {storage_of(t) for t in tokens}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -136,7 +134,7 @@ class Recorder(TorchFunctionMode):
             written = self.__torch_function__(func, types, args, rest)
             self.__torch_function__(torch.Tensor.copy_, types, (kwargs["out"], written))
             return kwargs["out"]
-        call = Call(func, args, kwargs or {}, self._choices.carry)
+        call = Call(func, args, kwargs or {}, self.choices.carry)
         mutates = call.mutates
         if mutates:
             self._before_write(call)
@@ -167,6 +165,8 @@ class Recorder(TorchFunctionMode):
         try:
             to_view = call.mutates and call.first._is_view()
             output = self._write_to_view(call, rule, marks) if to_view else self._run(call, rule, marks)
+        except Untraceable as reason:
+            raise self._refusal(call.name, str(reason)) from reason
         except NotAffine as reason:
             return self._bend(call, rule, self._refusal(call.name, str(reason)))
         return None if call.func is torch.Tensor.__setitem__ else output
@@ -216,13 +216,7 @@ class Recorder(TorchFunctionMode):
 
     def _run(self, call: Call, rule: Rule, marks: Sequence[Mark] = ()) -> Any:
         """Run a call by its rule and note what came out."""
-        mapped = rule.linear_map and call.first.requires_grad and not call.argument(1, "weight").requires_grad
-        before = [(get_gradient_edge(t), t.detach().clone()) for t in call.signals] if self._choices.verify else None
-        self._savings.shape_only = call.first if mapped else None
-        try:
-            straight = rule.freeze(call)
-        finally:
-            self._savings.shape_only = None
+        straight = self._frozen(call, rule)
         signals = [t for t in leaves(straight.output) if t.requires_grad and t.grad_fn is not None]
         if not signals and rule.kind.startswith("frozen"):
             kind = rule.kind.removeprefix("frozen ")
@@ -232,19 +226,24 @@ class Recorder(TorchFunctionMode):
             if rule.kind == "tested" and any(t.is_floating_point() for t in leaves(straight.output)):
                 raise NotAffine("it copies a signal's values without their dependence on the input")
             return straight.output
-        if before is not None and not follows(before, straight):
-            raise IncompleteError(
-                f"{place(call.name, self._path, line())} does not do what its rule ({rule.kind}) says"
-            )
         self._rank(call, rule, signals)
         self._note(call.name, straight.kind or (marks[0].kind if marks and rule.kind == "affine" else rule.kind))
         self._add_sources(call, straight)
         name = f"{self._path}:{call.name}"
         self._calls[name] += 1
         name = numbered(name, self._calls[name])
-        if name in self._choices.layers if self._choices.layers is not None else rule.activation:
+        if name in self.choices.layers if self.choices.layers is not None else rule.activation:
             self._add_layer(name, signals[0])
         return straight.output
+
+    def _frozen(self, call: Call, rule: Rule) -> Straight:
+        """Run a call by its rule; a product with a constant weight keeps the shape of its input alone."""
+        mapped = rule.linear_map and call.first.requires_grad and not call.argument(1, "weight").requires_grad
+        self._savings.shape_only = call.first if mapped else None
+        try:
+            return rule.freeze(call)
+        finally:
+            self._savings.shape_only = None
 
     def _rank(self, call: Call, rule: Rule, signals: Sequence[Tensor]) -> None:
         """Admit what came out of a call, and remember how much of a gate it is."""
@@ -324,7 +323,7 @@ class Recorder(TorchFunctionMode):
         if not call.tensors:
             return
         target = call.first
-        storage = _storage(target)
+        storage = storage_of(target)
         if storage in self._own:
             raise self._refusal(
                 call.name, f"it writes to {self._own[storage]!r} of the model, which must stay as it is"
@@ -338,12 +337,12 @@ class Recorder(TorchFunctionMode):
         """Note a module's output if it is wanted; an activation that is a module of its own bears the module's name."""
         for t in leaves(output):
             self._understood(t)
-        looked_up = isinstance(module, nn.Embedding) and any(_storage(t) in self._looked_up for t in leaves(args))
-        if name in self._choices.inputs or looked_up:
+        looked_up = isinstance(module, nn.Embedding) and any(storage_of(t) in self._looked_up for t in leaves(args))
+        if name in self.choices.inputs or looked_up:
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 raise UnknownLayerError(f"module {name!r} returns {_sort(output)}, which cannot be an explained input")
             output = self.enter(name, output)
-        wanted = self._choices.layers
+        wanted = self.choices.layers
         if wanted is None:
             own = self._latest is not None and output is self._latest[0] and name == self._latest[1]
             if own and name and not any(module.children()):
@@ -357,7 +356,7 @@ class Recorder(TorchFunctionMode):
 
     def _add_layer(self, name: str, signal: Tensor) -> None:
         self._latest = signal, self._path
-        self._positions.setdefault(_storage(signal), []).append(len(self.layers))
+        self._positions.setdefault(storage_of(signal), []).append(len(self.layers))
         self.layers.append(self._noted(Layer(name, signal.detach(), get_gradient_edge(signal))))
 
     def _noted(self, layer: Layer) -> Layer:
@@ -384,10 +383,6 @@ class Recorder(TorchFunctionMode):
 
     def _unseen(self, node: Any) -> UnseenOperation:
         return UnseenOperation(*refusal(place(node.name(), self._path, line_of(node)), UNSEEN).args)
-
-
-def _storage(t: Tensor) -> int:
-    return t.untyped_storage().data_ptr()
 
 
 def _sort(value: Any) -> str:

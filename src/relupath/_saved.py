@@ -7,6 +7,7 @@ import weakref
 import torch
 from torch import Tensor
 
+from ._calls import storage_of
 from .errors import ModelError
 
 
@@ -62,7 +63,7 @@ class Savings:
 
     def save(self, tensor: Tensor) -> _Saved | _Shape:
         """Keep a tensor, or its shape if that is all that is needed and nobody else keeps it."""
-        storage = tensor.untyped_storage().data_ptr()
+        storage = storage_of(tensor)
         kept = any(reference() is not None for reference in self.by_storage.get(storage, ()))
         unread = self.shape_only
         if unread is not None and not kept and tensor.shape == unread.shape and tensor.data_ptr() == unread.data_ptr():

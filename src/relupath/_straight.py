@@ -12,6 +12,10 @@ class NotAffine(Exception):
     """Raised by a rule whose operation is not affine at the input; the text completes "... because"."""
 
 
+class Untraceable(NotAffine):
+    """Raised where what comes out could not even be told to depend on the input."""
+
+
 class Straight(NamedTuple):
     """The output of an operation as autograd shall see it, its constants ``c`` (None: zero), how it was treated.
 

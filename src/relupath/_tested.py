@@ -48,7 +48,7 @@ def _verify_affine(call: Call) -> None:
     signals = [t for t in twins.values() if t.requires_grad]
     with torch.enable_grad():
         ys = [y for y in leaves(double.on(torch.clone)()) if y.requires_grad]
-    waves = [_wave(y, 1.7) for y in ys]
+    waves = [wave(y, 1.7) for y in ys]
     grads = torch.autograd.grad(ys, signals, waves, allow_unused=True)
     pairs = [(s, torch.zeros_like(s) if g is None else g) for s, g in zip(signals, grads, strict=True)]
     value = _dot(ys := [y.detach() for y in ys], waves)
@@ -62,7 +62,7 @@ def _verify_affine(call: Call) -> None:
         steps = {
             id(s): 3e-6
             * s.abs().mean().clamp(min=1e-6)
-            * _wave(s, 0.9 + 1.4 * direction, 0.3 + 1.9 * i + 0.8 * direction)
+            * wave(s, 0.9 + 1.4 * direction, 0.3 + 1.9 * i + 0.8 * direction)
             for i, (s, _) in enumerate(pairs)
         }
         ahead, behind = (_moved(double, steps, sign)[: len(ys)] for sign in (1, -1))
@@ -81,7 +81,7 @@ def _moved(call: Call, steps: dict[int, Tensor], sign: int) -> list[Tensor]:
         return leaves(call.on(moved)())
 
 
-def _wave(like: Tensor, frequency: float, phase: float = 0.3) -> Tensor:
+def wave(like: Tensor, frequency: float, phase: float = 0.3) -> Tensor:
     """A fixed irregular tensor in -1..1; no random numbers are drawn."""
     return torch.cos(torch.arange(like.numel(), device=like.device).to(like.dtype) * frequency + phase).view(like.shape)
 
@@ -98,7 +98,7 @@ def follows(before: Sequence[tuple[GradientEdge, Tensor]], straight: Straight) -
         straight: the output y, whose derivative in the graph is A, and the constant c.
     """
     ys = [y for y in leaves(straight.output) if y.requires_grad]
-    waves = [_wave(y, 1.7) for y in ys]
+    waves = [wave(y, 1.7) for y in ys]
     values = dict(before)
     grads = torch.autograd.grad(ys, list(values), waves, retain_graph=True, allow_unused=True)
     pairs = [(g, s) for g, s in zip(grads, values.values(), strict=True) if g is not None]

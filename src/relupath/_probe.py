@@ -1,0 +1,122 @@
+"""Recordings that look for what broke completeness: step by step, and among what was taken for constant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from ._calls import Call, leaves, storage_of
+from ._gates import Rule
+from ._marks import Mark, mark_of
+from ._places import line, place
+from ._record import Choices, Recorder
+from ._straight import Straight
+from ._tested import follows, wave
+from .errors import IncompleteError
+
+
+class StepRecorder(Recorder):
+    """Verifies every step by itself."""
+
+    def _frozen(self, call: Call, rule: Rule) -> Straight:
+        before = [(get_gradient_edge(t), t.detach().clone()) for t in call.signals]
+        straight = super()._frozen(call, rule)
+        if any(t.requires_grad for t in leaves(straight.output)) and not follows(before, straight):
+            where = place(call.name, self._path, line())
+            raise IncompleteError(f"{where} does not do what its rule ({rule.kind}) says")
+        return straight
+
+
+class ConstantRecorder(Recorder):
+    """Notes the constants that meet what depends on the input, at an input moved a little.
+
+    Attributes:
+        step: how far the input is moved, relative to its mean magnitude.
+        constants: for each operation where it is, and its constants that are not the model's own.
+    """
+
+    step = 0.0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.constants: list[tuple[str, list[Tensor | float]]] = []
+
+    def enter(self, name: str, value: Tensor) -> Tensor:
+        """Take a value, moved a little, as an explained input."""
+        with torch._C.DisableTorchFunction():
+            return super().enter(name, value + self.step * value.abs().mean() * wave(value, 1.3))
+
+    def _dependent(self, call: Call, plain: Call, marks: Sequence[Mark]) -> Any:
+        with torch._C.DisableTorchFunction():
+            read = plain.tensors[plain.mutates :]
+            foreign = [t for t in read if not t.requires_grad and mark_of(t) is None and t.layout == torch.strided]
+            met: list[Tensor | float] = [t.clone() for t in foreign if storage_of(t) not in self._own]
+            met += _numbers((call.args, call.kwargs))
+            self.constants.append((place(call.name, self._path, line()), met))
+        return super()._dependent(call, plain, marks)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Records the model again, to find what broke completeness.
+
+    Attributes:
+        record: runs the model under a recorder.
+        paths: the model's modules with their paths.
+        choices: what the user chose.
+    """
+
+    record: Callable[[Recorder], object]
+    paths: Mapping[nn.Module, str]
+    choices: Choices
+
+    def steps(self) -> None:
+        """Verify every operation by itself.
+
+        Raises:
+            IncompleteError: one does not do what its rule says.
+        """
+        self.record(StepRecorder(self.paths, self.choices))
+
+    def constants(self, dtype: torch.dtype) -> None:
+        """Verify that what was taken for constant stays as it is when the input moves a little.
+
+        Where the input decides which operations run, those from the first difference on are not compared.
+
+        Raises:
+            IncompleteError: a constant moves with the input: its dependence was lost unseen.
+        """
+        here, there = (ConstantRecorder(self.paths, self.choices) for _ in range(2))
+        there.step = torch.finfo(dtype).eps ** 0.6
+        self.record(here)
+        self.record(there)
+        for (where, before), (elsewhere, after) in zip(here.constants, there.constants, strict=False):
+            if where != elsewhere or len(before) != len(after):
+                return
+            if any(_moved(a, b) for a, b in zip(before, after, strict=True)):
+                raise IncompleteError(
+                    f"{where} is given a constant that moves with the input: its dependence was lost where it could "
+                    "not be seen (nn.Parameter of a signal, .data, numpy, an extension that computes outside torch)"
+                )
+
+
+def _moved(a: Tensor | float, b: Tensor | float) -> bool:
+    """Whether a constant is another; a few single entries of a mask may have flipped."""
+    if isinstance(a, float) or isinstance(b, float):
+        return type(a) is not type(b) or bool(a != b)
+    if a.shape != b.shape or not a.is_floating_point():
+        return False
+    return bool((a != b).float().mean() > 0.1)
+
+
+def _numbers(value: Any) -> list[Tensor | float]:
+    """Every plain floating-point number in nested arguments."""
+    if isinstance(value, float):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return [number for item in items for number in _numbers(item)]
