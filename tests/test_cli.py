@@ -1,12 +1,14 @@
 """The command line: one sentence and the right exit status for bad input, numbers that add up for good input."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -60,8 +62,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*arguments):
-    return CliRunner().invoke(cli.main, ["explain", *map(str, arguments)])
+def run(*arguments, command="explain"):
+    return CliRunner().invoke(cli.main, [command, *map(str, arguments)])
 
 
 def test_explains_a_photo_and_its_numbers_add_up(place):
@@ -184,3 +186,70 @@ def test_explains_a_real_photo_with_a_real_network(place):
     data = json.loads((place / "z.json").read_text())
     assert data["target"]["name"] == "zucchini"
     assert data["completeness_error"] < 1e-4
+
+
+# --- layers ---
+
+
+def test_layers_lists_what_adds_up(place):
+    result = run(
+        "mine.py:net", "photo.png", "--dtype", "float64", "--json", "n.json", "--target", "cat", command="layers"
+    )
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((place / "n.json").read_text())
+    assert [row["name"] for row in numbers["rows"]] == ["x", "1", "4", "output"]
+    assert [row["neurons"] for row in numbers["rows"]] == [3 * 16 * 16, 4 * 14 * 14, 6 * 5 * 5, 5]
+    assert sum(row["bias"] for row in numbers["rows"]) == pytest.approx(numbers["bias"], rel=1e-10)
+    assert numbers["target"]["logit"] == pytest.approx(numbers["weight_part"] + numbers["bias"], rel=1e-10)
+    assert numbers["rows"][0]["bias"] == 0
+    assert 0.1 < numbers["rows"][1]["open"] < 0.9
+    assert numbers["rows"][-1]["open"] is None
+    for row in numbers["rows"]:
+        assert row["name"] in result.stdout
+    assert "operations: 5 affine, 3 piece" in result.stdout
+
+
+def test_layers_count_open_gates_and_bias_as_by_hand(place):
+    model, to_tensor, _ = runpy.run_path(str(place / "mine.py"))["net"]()
+    with Image.open("photo.png") as image:
+        x = to_tensor(image).double()[None]
+    model = model.double().eval().requires_grad_(False)
+    run("mine.py:net", "photo.png", "--dtype", "float64", "--json", "n.json", "--target", "1", command="layers")
+    rows = json.loads((place / "n.json").read_text())["rows"]
+    first, second = model[:2](x), model[:5](x)
+    assert [row["open"] for row in rows[1:3]] == [
+        pytest.approx(float((h > 0).double().mean())) for h in (first, second)
+    ]
+    last = model[:3](x).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model[3:](last)[0, 1], last)
+    by_hand = float(model(x)[0, 1] - model[7].bias[1] - (slope * last).sum().detach())
+    assert rows[2]["bias"] == pytest.approx(by_hand)
+    assert rows[3]["bias"] == pytest.approx(float(model[7].bias[1]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["nope"], 2, "unknown model"),
+        (["torchvision/resnet18"], 2, "torchvision/resnet18@RANDOM"),
+        (["mine.py:net", "photo.png", "--target", "9"], 2, "out of range"),
+        (["mine.py:net", "missing.png"], 2, "does not exist"),
+        (["mine.py:broken", "photo.png"], 1, "by hand"),
+        (["mine.py:net", "photo.png", "--json", "n.txt"], 2, ".json"),
+        (["mine.py:net", "--scene", "3"], 2, "--scene"),
+    ],
+)
+def test_bad_input_to_layers_gets_one_sentence(place, arguments, status, said):
+    result = run(*arguments, command="layers")
+    assert result.exit_code == status, result.output
+    assert said in result.output
+    assert "Traceback" not in result.output
+    assert not (place / "n.json").exists()
+
+
+def test_layers_of_an_untrained_network_at_noise(place):
+    result = run("torchvision/squeezenet1_1@RANDOM", command="layers")
+    assert result.exit_code == 0, result.output
+    assert "untrained" in result.stderr
+    assert "noise" in result.stderr
+    assert "features.3.expand1x1_activation" in result.stdout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -471,3 +473,9 @@ def test_every_function_of_the_table_has_a_known_kind():
         assert getattr(F, name) in TABLE
     for function in (F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_):
         assert TABLE[function].activation
+
+
+def test_the_printed_table_is_the_one_in_force():
+    root = Path(__file__).parents[1]
+    written = runpy.run_path(str(root / "scripts" / "operations"))["table"]()
+    assert (root / "docs" / "operations.md").read_text(encoding="utf-8") == written, "run scripts/operations"

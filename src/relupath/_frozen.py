@@ -221,6 +221,30 @@ class Frozen:
             raise self._incomplete("the layers' outputs, they differ from weights and constants below", error)
         return products
 
+    def bias_terms(self, target: TargetLike = None) -> dict[Source, Tensor]:
+        """What each constant s adds to the target, ``<df/ds, s>``, summed over the samples: together the bias b.
+
+        Source: ``b = sum <df/ds, s>``, section 3 of the paper counted constant by constant.
+        """
+        with self.lock, tallied(self.sources) as tally:
+            self.vjp({self.top: self.functional(target).gradient}, self.inputs)
+        return {source: tally.get(source, self.output.new_zeros(())) for source in self.sources}
+
+    def slopes(self, layer: LayerLike) -> Float[Tensor, "B ..."] | None:
+        """The frozen slopes of an activation's neurons: 0 or 1 for ReLU, ``f(h) / h`` for gates; None for other layers.
+
+        Raises:
+            UnknownLayerError: there is no such layer.
+        """
+        layer = self.layer(layer)
+        node, position = layer.edge.node.next_functions[0] if layer.activation else (None, 0)
+        if node is None:
+            return None
+        with self.lock, torch.enable_grad():
+            ones, below = torch.ones_like(layer.output), GradientEdge(node, position)
+            (slope,) = torch.autograd.grad([layer.edge], [below], [ones], retain_graph=True, allow_unused=True)
+        return slope if slope is not None and slope.shape == layer.output.shape else None
+
     def _account(self, functional: Functional, sample: int) -> tuple[Tensor, Tensor, Tensor]:
         """<W, x>, the bias summed over sources, and the largest term, of one sample."""
         cotangent = torch.zeros_like(functional.gradient)

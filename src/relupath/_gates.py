@@ -112,6 +112,7 @@ def _batch_norm(call: Call) -> Straight:
 
 
 def _dropout(call: Call) -> Straight:
+    """Dropout that is off; active dropout is refused."""
     active = call.argument(2, "training", call.kwargs.get("train", True))
     if active and call.argument(1, "p", 0.5) > 0:
         raise NotAffine("dropout is active although the model is in eval mode (pass training=self.training)")
@@ -169,7 +170,13 @@ def _gate(call: Call) -> Straight:
     return Straight(_written(call, WithSlope.apply(h, (y,), slope)), start if start else None)
 
 
+def _from_inside(call: Call) -> Straight:
+    """A Python function of torch that bears no rule of its own: each operation inside it is treated by its rule."""
+    return Straight(call())
+
+
 def _assigned(call: Call) -> Straight:
+    """Assignment to ``.data``: refused."""
     raise NotAffine("assignment to .data changes a signal behind the back of its derivative")
 
 
@@ -196,6 +203,7 @@ def _number(call: Call) -> Straight:
 
 
 def _rrelu(call: Call) -> Straight:
+    """RReLU in eval mode: a leaky ReLU; random slopes are refused."""
     if call.argument(3, "training", False):
         raise NotAffine("its slopes are random (training=True)")
     return _linear(call)
@@ -206,7 +214,7 @@ _LINEAR, _MOVES, _SCALES = (
     Rule("affine", _linear, rearranges=True),
     Rule("affine", product, scales=True),
 )
-_NAMES: tuple[tuple[Rule, str], ...] = (
+NAMES: tuple[tuple[Rule, str], ...] = (
     # rearranging
     (Rule("affine", _viewed, rearranges=True), "view"),
     (_MOVES, "view_as reshape reshape_as flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ transpose"),
@@ -258,7 +266,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("bent", fused), "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     (Rule("gate", glu), "glu"),
     (Rule("gate", attention), "scaled_dot_product_attention"),
-    (Rule("composite", _linear), "multi_head_attention_forward"),
+    (Rule("composite", _from_inside), "multi_head_attention_forward"),
     # normalisation
     (Rule("scale", normalised), "layer_norm group_norm instance_norm"),
     (Rule("scale", rms_norm), "rms_norm"),
@@ -274,7 +282,7 @@ _NAMES: tuple[tuple[Rule, str], ...] = (
 
 TABLE: dict[Callable[..., Any], Rule] = {
     getattr(home, name): rule
-    for rule, names in _NAMES
+    for rule, names in NAMES
     for name in names.split()
     for home in HOMES
     if callable(getattr(home, name, None))

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -71,6 +72,7 @@ class Recorder(TorchFunctionMode):
         self._known = Known()
         self._versions: dict[Layer, int] = {}
         self._latest: tuple[Tensor, str] | None = None
+        self._activated: Tensor | None = None
         self._savings = Savings()
         self._marks = False
         self._positions: dict[int, list[int]] = {}
@@ -107,7 +109,7 @@ class Recorder(TorchFunctionMode):
             for hook in hooks:
                 hook.remove()
             self._known.clear()
-            self._latest = None
+            self._latest = self._activated = None
         for layer in self.layers:
             if layer.output._version != self._versions[layer]:
                 raise self._refusal("an in-place operation", f"it overwrote the output of layer {layer.name!r} unseen")
@@ -233,7 +235,8 @@ class Recorder(TorchFunctionMode):
         self._calls[name] += 1
         name = numbered(name, self._calls[name])
         if name in self.choices.layers if self.choices.layers is not None else rule.activation:
-            self._add_layer(name, signals[0])
+            self._add_layer(name, signals[0], rule.activation)
+        self._activated = signals[0] if rule.activation else None
         return straight.output
 
     def _frozen(self, call: Call, rule: Rule) -> Straight:
@@ -330,7 +333,7 @@ class Recorder(TorchFunctionMode):
             )
         for position in self._positions.pop(storage, ()):
             layer = self.layers[position]
-            self.layers[position] = self._noted(Layer(layer.name, layer.output.clone(), layer.edge))
+            self.layers[position] = self._noted(replace(layer, output=layer.output.clone()))
         self._savings.about_to_write(storage)
 
     def _module_done(self, module: nn.Module, name: str, args: tuple[Any, ...], output: Any) -> Any:
@@ -347,17 +350,17 @@ class Recorder(TorchFunctionMode):
             own = self._latest is not None and output is self._latest[0] and name == self._latest[1]
             if own and name and not any(module.children()):
                 layer = self.layers[-1]
-                self.layers[-1] = self._noted(Layer(name, layer.output, layer.edge))
+                self.layers[-1] = self._noted(replace(layer, name=name))
         elif name in wanted and output is not None:
             if not isinstance(output, Tensor) or self._understood(output) is not output or not output.requires_grad:
                 raise UnknownLayerError(f"module {name!r} returns {_sort(output)}, not one that depends on the input")
-            self._add_layer(name, output)
+            self._add_layer(name, output, output is self._activated)
         return output
 
-    def _add_layer(self, name: str, signal: Tensor) -> None:
+    def _add_layer(self, name: str, signal: Tensor, activation: bool) -> None:
         self._latest = signal, self._path
         self._positions.setdefault(storage_of(signal), []).append(len(self.layers))
-        self.layers.append(self._noted(Layer(name, signal.detach(), get_gradient_edge(signal))))
+        self.layers.append(self._noted(Layer(name, signal.detach(), get_gradient_edge(signal), activation)))
 
     def _noted(self, layer: Layer) -> Layer:
         self._versions[layer] = layer.output._version

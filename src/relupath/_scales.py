@@ -77,7 +77,7 @@ def quotient(call: Call) -> Straight:
 
 
 def cosine_similarity(call: Call) -> Straight:
-    """``<a, b> / (|a| |b|)``: the norms are frozen, the product is as any other."""
+    """``<a, b> / (norm(a) norm(b))``: the norms are frozen, the product is as any other."""
     a, b, dim, eps = (call.argument(i, n, d) for i, (n, d) in enumerate(_COSINE))
     with torch.no_grad():
         y = call()
@@ -90,7 +90,7 @@ _COSINE = (("x1", None), ("x2", None), ("dim", 1), ("eps", 1e-8))
 
 
 def frozen_gate(call: Call) -> Straight:
-    """Sigmoid, soft-max, a standard deviation: frozen at the input, it may scale signals."""
+    """Frozen at the input: it may scale signals, and computed from anything it makes a gate or scale of it."""
     return Straight(call.on(torch.Tensor.detach)())
 
 

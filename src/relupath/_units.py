@@ -24,11 +24,13 @@ class Layer:
         name: module path, then ``:operation`` for a function called in the module, then ``#k`` from the second call on.
         output: the tensor's value, shape (B, *shape).
         edge: where the tensor stands in the autograd graph.
+        activation: whether it is what an activation function gives, as it is.
     """
 
     name: str
     output: Float[Tensor, "B *shape"] = field(repr=False)
     edge: GradientEdge = field(repr=False)
+    activation: bool = field(default=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:

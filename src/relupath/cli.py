@@ -19,7 +19,9 @@ from . import files
 from .errors import RelupathError, TargetError, UnknownLayerError, UsageError
 
 if TYPE_CHECKING:
-    from .runs import Explanation
+    from .images import Picture
+    from .models import Classifier
+    from .runs import Explanation, Layers
 
 SCENE = 1_000_007
 USAGE = (UsageError, TargetError, UnknownLayerError)
@@ -32,75 +34,125 @@ def main() -> None:
     """Exact explanations of a neural network's decision by paths of hidden units."""
 
 
+MODEL = (
+    "creatures, torchvision/NAME[@WEIGHTS], timm/NAME[@WEIGHTS], package.module:factory or file.py:factory "
+    "(the last two run that code)."
+)
+LOADING = (
+    click.option("--weights", type=EXISTING, help="State dict: safetensors, or a pickle of tensors."),
+    click.option("--labels", type=EXISTING, help="Text file with one class name a line."),
+    click.option("--target", help="Class to explain, by number or name.  [default: the predicted one]"),
+    click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all numbers to this file."),
+    click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps."),
+    click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True),
+    click.option("--scene", type=click.IntRange(min=0), help="Without a photo: the seed of the scene that is drawn."),
+    click.option("--quiet", is_flag=True, help="No progress on stderr."),
+)
+
+
+def loading(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that loads a model and a picture."""
+    for option in reversed(LOADING):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("photo", required=False, type=EXISTING)
-@click.option(
-    "--model",
-    default="creatures",
-    show_default=True,
-    help="creatures, torchvision/NAME[@WEIGHTS], timm/NAME[@WEIGHTS], package.module:factory or file.py:factory "
-    "(the last two run that code).",
-)
-@click.option("--weights", type=EXISTING, help="State dict: safetensors, or a pickle of tensors.")
-@click.option("--labels", type=EXISTING, help="Text file with one class name a line.")
-@click.option("--target", help="Class to explain, by number or name.  [default: the predicted one]")
+@click.option("--model", default="creatures", show_default=True, help=MODEL)
 @click.option("--against", help="Class to compare with, by number or name.  [default: the best other one]")
 @click.option("--layers", help="Layers for the path: names separated by commas, or every:K.  [default: all]")
 @click.option("--depth", type=click.IntRange(min=1), help="Use only so many layers from the top.")
-@click.option("--scene", type=click.IntRange(min=0), help="Without a photo: the seed of the scene that is drawn.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all numbers to this file.")
 @click.option("--bare", is_flag=True, help="Leave the photo out of the figure: maps and numbers only.")
-@click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps.")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@loading
 def explain(photo: Path | None, output: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
     """Say why the network decided as it did on PHOTO, and what speaks for the next best class.
 
     Without PHOTO the embedded demo explains a scene that it draws itself.
     """
     output = output or Path(f"{photo.stem if photo else 'scene'}.explained.png")
-    try:
+    with _spoken():
         files.writable(output, (".png", ".pdf", ".svg"))
-        if json_path is not None:
-            files.writable(json_path, (".json",))
-        with _progress(quiet) as progress:
-            explanation = _explain(photo, options, progress)
+        if photo is None and options["model"] != "creatures":
+            raise UsageError(f"give a PHOTO for {options['model']}: only the model creatures draws its own scenes")
+        with _progress(quiet) as progress, _json(json_path) as write:
+            classifier, picture = _loaded(photo, options, progress)
+            chosen = {key: options[key] for key in ("target", "against", "layers", "depth")}
+            explanation = relupath.runs.explain(classifier, picture, progress=progress, **chosen)
             progress("drawing")
-            with files.replacing(json_path) if json_path else nullcontext() as draft:
-                if draft is not None:
-                    draft.write_text(json.dumps(explanation.to_dict(), indent=1) + "\n", encoding="utf-8")
-                relupath.draw.save(explanation, output, bare=options["bare"])
-    except USAGE as error:
-        raise click.UsageError(str(error)) from error
-    except RelupathError as error:
-        raise click.ClickException(str(error)) from error
+            write(explanation.to_dict())
+            relupath.draw.save(explanation, output, bare=options["bare"])
     click.echo(_report(explanation))
     for written in filter(None, (output, json_path)):
         click.echo(f"wrote {written}")
 
 
-def _explain(photo: Path | None, options: dict[str, Any], progress: Callable[[str], None]) -> Explanation:
-    """Load the model and the picture, and explain."""
+@main.command()
+@click.argument("model", default="creatures")
+@click.argument("photo", required=False, type=EXISTING)
+@loading
+def layers(photo: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
+    """List the layers of MODEL: shapes, neurons, open gates, and where its bias enters.
+
+    The gates are counted and the bias is summed at PHOTO; without one, at a scene for creatures, at noise for others.
+    """
+    with _spoken(), _progress(quiet) as progress, _json(json_path) as write:
+        classifier, picture = _loaded(photo, options, progress)
+        found = relupath.runs.layers(classifier, picture, options["target"], progress)
+        write(found.to_dict())
+    click.echo(_table(found))
+    if json_path is not None:
+        click.echo(f"wrote {json_path}")
+
+
+def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str], None]) -> tuple[Classifier, Picture]:
+    """The model and the picture; without a photo a scene for creatures, noise for other models."""
     spec, scene = options["model"], options["scene"]
-    if photo is None and spec != "creatures":
-        raise UsageError(f"give a PHOTO for {spec}: only the model creatures draws its own scenes")
-    if photo is not None and scene is not None:
+    if scene is not None and photo is not None:
         raise UsageError("--scene draws a picture and PHOTO is one: give one of the two")
+    if scene is not None and spec != "creatures":
+        raise UsageError(f"--scene draws a picture for the model creatures, not for {spec}")
     progress("loading torch and the model")
-    if photo is None:
+    if photo is not None:
+        picture = relupath.images.read(photo)
+    elif spec == "creatures":
         seed = SCENE if scene is None else scene
         picture = relupath.images.Picture(Image.fromarray(relupath.creatures.draw(seed).image), f"scene {seed}")
     else:
-        picture = relupath.images.read(photo)
+        picture = relupath.images.noise()
     if ":" in spec:
         click.echo(f"note: running code: {spec} is imported and called", err=True)
     loaded = {key: options[key] for key in ("weights", "labels", "device", "dtype")}
     classifier = relupath.models.load(spec, **loaded)
     for note in (*classifier.notes[":" in spec :], *picture.notes):
         click.echo(f"note: {note}", err=True)
-    chosen = {key: options[key] for key in ("target", "against", "layers", "depth")}
-    return relupath.runs.explain(classifier, picture, progress=progress, **chosen)
+    return classifier, picture
+
+
+@contextmanager
+def _spoken() -> Iterator[None]:
+    """Every error as one sentence: exit status 2 for wrong usage, 1 for what failed."""
+    try:
+        yield
+    except USAGE as error:
+        raise click.UsageError(str(error)) from error
+    except RelupathError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _json(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Writes numbers to a file that replaces an older one only if nothing fails; nowhere without a path."""
+    if path is not None:
+        files.writable(path, (".json",))
+    with files.replacing(path) if path else nullcontext() as draft:
+
+        def write(numbers: dict[str, Any]) -> None:
+            if draft is not None:
+                draft.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+        yield write
 
 
 @contextmanager
@@ -137,6 +189,26 @@ def _report(explanation: Explanation) -> str:
         f"completeness: W x + bias equals the output to {explanation.error:.0e} (bias summed over its sources)",
     ]
     return "\n".join(lines)
+
+
+def _table(found: Layers) -> str:
+    """The layers as text."""
+    width = max(len(row.name) for row in found.rows)
+    shapes = ["x".join(map(str, row.shape)) for row in found.rows]
+    wide = max(map(len, [*shapes, "shape"]))
+    lines = [f"{found.model} at {found.picture}", ""]
+    lines.append(
+        f"{found.target.name}: {_number(found.target.logit)} = W x {_number(found.weight_part)} + bias "
+        f"{_number(found.bias)}"
+    )
+    lines.append(f"{'layer':<{width}}  {'shape':>{wide}}{'neurons':>11}{'gates open':>12}{'bias':>11}{'of bias':>10}")
+    for row, shape in zip(found.rows, shapes, strict=True):
+        gates = "" if row.open is None else f"{100 * row.open:.1f} %"
+        share = f"{100 * row.bias / found.bias + 0.0:.1f} %" if found.bias else ""
+        line = f"{row.name:<{width}}  {shape:>{wide}}{row.neurons:>11}{gates:>12}"
+        lines.append(line if row.name == "x" else f"{line}{_number(row.bias):>11}{share:>10}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.operations.items()))
+    return "\n".join([*lines, "", f"operations: {kinds}"])
 
 
 def _number(value: float | None) -> str:

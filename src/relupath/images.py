@@ -30,6 +30,12 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
+def noise(size: int = 256) -> Picture:
+    """A picture of independent random colours, the same each time."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return Picture(Image.fromarray(pixels), "noise", ("no photo was given: the picture is noise",))
+
+
 def read(path: str | Path) -> Picture:
     """Read a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM file as 8-bit RGB.
 

@@ -26,6 +26,7 @@ from . import creatures
 from .errors import MissingExtraError, ModelError, UsageError
 
 Preprocess = Callable[[Image.Image], Tensor]
+RANDOM = "RANDOM"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -78,8 +79,9 @@ def load(
 
     Args:
         spec: ``creatures`` (ships with the package), ``torchvision/NAME[@WEIGHTS]``, ``timm/NAME[@WEIGHTS]``,
-            ``package.module:factory`` or ``file.py:factory``. ``@WEIGHTS`` downloads them. A factory is code that is
-            run; it returns a module, or (module, preprocess), or (module, preprocess, class names).
+            ``package.module:factory`` or ``file.py:factory``. ``@WEIGHTS`` downloads them, except ``@RANDOM``, which
+            leaves the network untrained. A factory is code that is run; it returns a module, or (module, preprocess),
+            or (module, preprocess, class names).
         weights: a state dict, safetensors or a pickle of plain tensors.
         labels: a text file with one class name a line; the network is built for that many classes.
         device: such as ``cpu`` or ``cuda``.
@@ -199,15 +201,15 @@ def _torchvision(name: str, weights: str | Path | None, classes: int) -> Classif
         raise UsageError(f"torchvision has no classifier {name!r}{_close(name, known)}")
     _one_source(f"torchvision/{name}", tag, weights)
     presets = models.get_model_weights(name)
-    if tag and tag not in ("DEFAULT", *presets.__members__):
+    if tag not in ("", RANDOM, "DEFAULT", *presets.__members__):
         raise UsageError(f"torchvision/{name} has no weights {tag!r}: it has DEFAULT, {', '.join(presets.__members__)}")
-    preset = presets[tag] if tag else presets.DEFAULT
+    preset = presets[tag] if tag and tag != RANDOM else presets.DEFAULT
     extra: dict[str, Any] = {"num_classes": classes} if classes and weights is not None else {}
     if name in ("googlenet", "inception_v3"):
         extra |= {"init_weights": False}
-    model = models.get_model(name, weights=preset if tag else None, **extra)
+    model = models.get_model(name, weights=preset if tag and tag != RANDOM else None, **extra)
     categories = tuple(preset.meta.get("categories", ()))
-    return Classifier(name, model, preset.transforms(), () if classes else categories)
+    return Classifier(name, model, preset.transforms(), () if classes else categories, _untrained(tag))
 
 
 def _timm(name: str, weights: str | Path | None, classes: int) -> Classifier:
@@ -218,15 +220,21 @@ def _timm(name: str, weights: str | Path | None, classes: int) -> Classifier:
         raise UsageError(f"timm has no model {name!r}{_close(name, timm.list_models())}")
     _one_source(f"timm/{name}", tag, weights)
     extra = {"num_classes": classes} if classes and weights is not None else {}
-    full = name if not tag or tag == "DEFAULT" else f"{name}.{tag}"
-    model = timm.create_model(full, pretrained=bool(tag), **extra)
+    full = name if tag in ("", RANDOM, "DEFAULT") else f"{name}.{tag}"
+    model = timm.create_model(full, pretrained=tag not in ("", RANDOM), **extra)
     preprocess = data.create_transform(**data.resolve_model_data_config(model), is_training=False)
-    return Classifier(name, model, preprocess)
+    return Classifier(name, model, preprocess, notes=_untrained(tag))
+
+
+def _untrained(tag: str) -> tuple[str, ...]:
+    return ("the network is untrained: its weights are random",) if tag == RANDOM else ()
 
 
 def _one_source(model: str, tag: str, weights: str | Path | None) -> None:
     if not tag and weights is None:
-        raise UsageError(f"{model} has no weights: give --weights FILE, or {model}@DEFAULT to download them")
+        raise UsageError(
+            f"{model} has no weights: give --weights FILE, {model}@DEFAULT to download them, or {model}@RANDOM"
+        )
     if tag and weights is not None:
         raise UsageError(f"{model}@{tag} names weights to download and --weights a file: give one of the two")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from .images import Picture
 from .models import Classifier
 
 FORMAT = "relupath.explanation/1"
+LAYERS_FORMAT = "relupath.layers/1"
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,88 @@ class Explanation:
         }
 
 
-Progress = Callable[[str], None]
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of a network at one picture.
+
+    Attributes:
+        name: the layer's name; ``x`` is the input and ``output`` the output.
+        shape: of one sample.
+        neurons: how many numbers that is.
+        open: share of the neurons whose gate is more than half open (slope above 1/2); None where there are no gates.
+        bias: what the constants between the layer before and this one add to the target.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    neurons: int
+    open: float | None
+    bias: float
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of a network at one picture, and where the bias of the target enters.
+
+    Attributes:
+        model: the model's name.
+        picture: the picture's name.
+        target: the class explained.
+        weight_part: <W, x>.
+        bias: b; the rows' biases sum to it.
+        rows: input, hidden layers in order of execution, output.
+        operations: how many operations were treated in which way.
+    """
+
+    model: str
+    picture: str
+    target: Score
+    weight_part: float
+    bias: float
+    rows: tuple[LayerRow, ...]
+    operations: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as plain lists and dictionaries."""
+        return {"format": LAYERS_FORMAT, **asdict(self)}
+
+
+def layers(
+    classifier: Classifier, picture: Picture, target: str | int | None = None, progress: Progress = lambda stage: None
+) -> Layers:
+    """List the layers: shape, neurons, share of open gates, and what the constants that enter there add to the target.
+
+    Args:
+        classifier: the model.
+        picture: the picture at which the gates are counted.
+        target: class index or name; None means the predicted class.
+        progress: called before each stage with its name.
+
+    Raises:
+        RelupathError: any of the library's errors, each in one sentence.
+    """
+    progress("recording the forward pass")
+    frozen = _freeze(classifier.model, classifier.prepare(picture.image), 1)
+    _, score, _ = _classes(classifier, frozen.output[0], target, None)
+    progress("summing the constants")
+    terms = frozen.bias_terms(score.index)
+    account = frozen.check(score.index)
+    rows = []
+    for position, layer in enumerate([*frozen.inputs, *frozen.layers, frozen.top]):
+        slopes = frozen.slopes(layer) if layer in frozen.layers else None
+        bias = sum(float(term) for source, term in terms.items() if source.layers == position - 1)
+        rows.append(
+            LayerRow(
+                layer.name,
+                layer.shape,
+                math.prod(layer.shape),
+                None if slopes is None else float((slopes > 0.5).double().mean()),
+                bias,
+            )
+        )
+    kinds = dict(Counter(operation.kind for operation in frozen.operations))
+    numbers = float(account.weight_part[0]), float(account.bias[0])
+    return Layers(classifier.name, picture.name, score, *numbers, tuple(rows), kinds)
 
 
 def explain(
@@ -158,7 +243,7 @@ def explain(
     """
     x = classifier.prepare(picture.image)
     progress("recording the forward pass")
-    frozen = _freeze(classifier.model, x)
+    frozen = _freeze(classifier.model, x, 3)
     best, target_score, plausible = _classes(classifier, frozen.output[0], target, against)
     t, p = target_score.index, plausible.index
     rows = contrast([t, p, t], [None, None, p])
@@ -218,10 +303,10 @@ def _row(b: int, role: str, title: str, frozen: Frozen, found: Found, models: Se
     return Row(role, title, part(0), parts, end, found.stopped[b])
 
 
-def _freeze(model: nn.Module, x: Tensor) -> Frozen:
-    """One recorded forward pass of three copies of the input: target, plausible class and contrast."""
+def _freeze(model: nn.Module, x: Tensor, copies: int) -> Frozen:
+    """One recorded forward pass of some copies of the input."""
     try:
-        return freeze(model, x.expand(3, *x.shape))
+        return freeze(model, x.expand(copies, *x.shape))
     except RelupathError:
         raise
     except Exception as error:
