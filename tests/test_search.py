@@ -317,12 +317,14 @@ def test_layers_that_cannot_be_searched_are_refused():
         find_paths(frozen, 4, GREEDY)
 
 
-def test_a_layer_without_the_batch_axis_is_refused():
-    model = Lambda(lambda m, x: m.fc(F.relu(m.inner(x.view(-1, 2))).view(len(x), -1)), inner=nn.Linear(2, 3),
-                   fc=nn.Linear(6, 2))  # fmt: skip
+def test_a_layer_without_the_batch_axis_is_left_out_and_refused_by_name():
+    model = Lambda(lambda m, x: m.fc(F.relu(m.mid(F.relu(m.inner(x.view(-1, 2))).view(len(x), -1)))),
+                   inner=nn.Linear(2, 3), mid=nn.Linear(6, 5), fc=nn.Linear(5, 2))  # fmt: skip
     frozen = freeze(randomise(model, 0), example((4,), 0))
+    assert [len(layer.output) for layer in frozen.layers] == [4, 2]
     with pytest.raises(PathError, match="not the batch"):
-        find_paths(frozen, 0, GREEDY)
+        find_paths(frozen, 0, GREEDY, layers=[0])
+    assert all(path.layers in ((), (frozen.layers[1].name,)) for path in find_paths(frozen, 0, GREEDY).paths)
 
 
 # --- branches, several inputs ---

@@ -170,3 +170,36 @@ def test_targets_touch_no_random_state(frozen):
     before = torch.get_rng_state()
     linear_model(frozen, lambda y: y[:, 0])
     assert torch.equal(before, torch.get_rng_state())
+
+
+# --- outputs with places ---
+
+
+def test_a_target_picks_classes_and_places():
+    output = torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    assert torch.equal(logit(1, where=(2, 3))(output), output[:, 1, 2, 3])
+    mask = torch.rand(3, 4) > 0.5
+    assert_close(logit([1, 4], where=mask)(output), torch.stack([output[0, 1][mask].sum(), output[1, 4][mask].sum()]))
+    assert_close(
+        contrast(0, [None, 2], where=(0, 0))(output), output[:, 0, 0, 0] - output[:, 2, 0, 0] * torch.tensor([0, 1])
+    )
+    assert logit(1, where=(2, 3)).label(0) == "logit 1 at (2, 3)"
+    assert contrast(1, 2, where=mask).label(0) == f"logit 1 - logit 2 at {int(mask.sum())} places"
+    assert logit(1, where=mask) == logit(1, where=mask.clone())
+    assert logit(1, where=mask) != logit(1, where=~mask)
+
+
+@pytest.mark.parametrize("where", [(3, 0), (0,), (0, 0, 0), (-1, 0), torch.ones(2, 9, dtype=torch.bool)])
+def test_places_outside_the_output_are_refused(where):
+    with pytest.raises(TargetError, match=r"is not in the output, whose places are \[3, 4\]"):
+        logit(1, where=where)(torch.randn(2, 5, 3, 4))
+
+
+def test_an_empty_mask_of_places_is_refused():
+    with pytest.raises(TargetError, match="empty"):
+        logit(1, where=torch.zeros(3, 4, dtype=torch.bool))
+
+
+def test_an_output_with_places_needs_a_place():
+    with pytest.raises(TargetError, match="say where"):
+        logit(1)(torch.randn(2, 5, 3, 4))

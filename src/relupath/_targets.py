@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import SupportsIndex
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ._tested import TOLERANCE
 from .errors import TargetError
 
 Classes = SupportsIndex | Sequence[SupportsIndex] | Tensor
+
+
+Where = Sequence[int] | Bool[Tensor, "..."]
 
 
 @dataclass(frozen=True)
@@ -24,44 +27,88 @@ class Target:
     Attributes:
         plus: the class whose logit counts, one for all samples or one a sample.
         minus: the class whose logit is subtracted, or None; one for all samples or one a sample.
+        where: coordinates of the places whose logits are summed, for an output (B, C, *places); None for (B, C).
     """
 
     plus: int | tuple[int, ...]
     minus: int | tuple[int | None, ...] | None = None
+    where: tuple[tuple[int, ...], ...] | None = None
 
     def __call__(self, output: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         """The target's value for each sample.
 
         Raises:
-            TargetError: the output is not (B, C), a class is out of range, or there is not one class a sample.
+            TargetError: the output has another shape, a class or a place is out of range, or there is not one class a
+                sample.
         """
-        value = _pick(output, self.plus)
+        value = self._pick(output, self.plus)
         if self.minus is None:
             return value
         if isinstance(self.minus, int):
-            return value - _pick(output, self.minus)
+            return value - self._pick(output, self.minus)
         subtracted = torch.tensor([d is not None for d in self.minus], device=output.device)
-        return value - torch.where(subtracted, _pick(output, tuple(d or 0 for d in self.minus)), 0)
+        return value - torch.where(subtracted, self._pick(output, tuple(d or 0 for d in self.minus)), 0)
 
     def label(self, sample: int) -> str:
         """What the target is for one sample, such as ``logit 936``."""
         plus, minus = (c[sample] if isinstance(c, tuple) else c for c in (self.plus, self.minus))
-        return f"logit {plus}" if minus is None else f"logit {plus} - logit {minus}"
+        text = f"logit {plus}" if minus is None else f"logit {plus} - logit {minus}"
+        if self.where is None:
+            return text
+        return f"{text} at {self.where[0] if len(self.where) == 1 else f'{len(self.where)} places'}"
+
+    def _pick(self, output: Float[Tensor, "B ..."], classes: int | tuple[int, ...]) -> Float[Tensor, " B"]:
+        places = output.shape[2:]
+        if output.ndim != 2 and self.where is None:
+            _no_class(output)
+        samples, count = output.shape[:2]
+        each = (classes,) * samples if isinstance(classes, int) else classes
+        if len(each) != samples:
+            raise TargetError(f"{len(each)} classes for {samples} samples: give one class, or one a sample")
+        for c in each:
+            if not 0 <= c < count:
+                raise TargetError(f"class {c} is out of range: the model has {count} classes, 0 to {count - 1}")
+        rows, columns = torch.arange(samples, device=output.device), torch.tensor(each, device=output.device)
+        if self.where is None:
+            return output[rows, columns]
+        for place in self.where:
+            if len(place) != len(places) or not all(0 <= i < size for i, size in zip(place, places, strict=True)):
+                raise TargetError(f"the place {place} is not in the output, whose places are {list(places)}")
+        axes = torch.tensor(self.where, device=output.device).T
+        return output[rows[:, None], columns[:, None], *axes[:, None]].sum(1)
 
 
-def logit(c: Classes) -> Target:
-    """The output of class ``c``: one int for all samples, or one class a sample, shape (B,)."""
-    return Target(_classes(c))
+def logit(c: Classes, where: Where | None = None) -> Target:
+    """The output of class ``c``: one int for all samples, or one class a sample, shape (B,).
+
+    Args:
+        c: the class.
+        where: for an output (B, C, *places), such as a segmentation map: one place, such as (y, x), or a Boolean mask
+            of the places, whose logits are summed.
+    """
+    return Target(_classes(c), None, _places(where))
 
 
-def contrast(c: Classes, d: Classes | Sequence[int | None]) -> Target:
+def contrast(c: Classes, d: Classes | Sequence[int | None], where: Where | None = None) -> Target:
     """The output of class ``c`` less that of class ``d``; each one int, or one class a sample, shape (B,).
 
-    In a sequence for ``d``, None subtracts nothing: that sample's target is the logit of ``c``.
+    In a sequence for ``d``, None subtracts nothing: that sample's target is the logit of ``c``. ``where`` is as in
+    ``logit``.
     """
     if isinstance(d, Tensor | SupportsIndex):
-        return Target(_classes(c), _classes(d))
-    return Target(_classes(c), tuple(None if one is None else _index(one) for one in d))
+        return Target(_classes(c), _classes(d), _places(where))
+    return Target(_classes(c), tuple(None if one is None else _index(one) for one in d), _places(where))
+
+
+def _places(where: Where | None) -> tuple[tuple[int, ...], ...] | None:
+    if where is None:
+        return None
+    if isinstance(where, Tensor):
+        places = tuple(map(tuple, where.nonzero().tolist()))
+        if not places:
+            raise TargetError("the mask of places is empty: it must hold at least one True")
+        return places
+    return (tuple(_index(i) for i in where),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,21 +187,9 @@ def _index(value: SupportsIndex) -> int:
     return operator.index(value)
 
 
-def _pick(output: Float[Tensor, "B ..."], classes: int | tuple[int, ...]) -> Float[Tensor, " B"]:
-    if output.ndim != 2:
-        _no_class(output)
-    samples, count = output.shape
-    each = (classes,) * samples if isinstance(classes, int) else classes
-    if len(each) != samples:
-        raise TargetError(f"{len(each)} classes for {samples} samples: give one class, or one a sample")
-    for c in each:
-        if not 0 <= c < count:
-            raise TargetError(f"class {c} is out of range: the model has {count} classes, 0 to {count - 1}")
-    return output[torch.arange(samples, device=output.device), torch.tensor(each, device=output.device)]
-
-
 def _no_class(output: Tensor) -> Target:
     raise TargetError(
         f"the output has shape {list(output.shape)}, not (samples, classes): "
-        "give a target, a function from the output to one number a sample"
+        "say where, logit(c, where=(y, x)) for an output (samples, classes, height, width), or give as target a "
+        "function from the output to one number a sample"
     )

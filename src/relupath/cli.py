@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,11 @@ LOADING = (
     click.option("--labels", type=EXISTING, help="Text file with one class name a line."),
     click.option("--target", help="Class to explain, by number or name.  [default: the predicted one]"),
     click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all numbers to this file."),
+    click.option(
+        "--carry",
+        type=click.Choice(["first", "second", "half"]),
+        help="Which factor of a product of two signals carries on.  [default: refuse such products]",
+    ),
     click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps."),
     click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True),
     click.option("--scene", type=click.IntRange(min=0), help="Without a photo: the seed of the scene that is drawn."),
@@ -124,7 +130,7 @@ def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str
     if ":" in spec:
         click.echo(f"note: running code: {spec} is imported and called", err=True)
     loaded = {key: options[key] for key in ("weights", "labels", "device", "dtype")}
-    classifier = relupath.models.load(spec, **loaded)
+    classifier = replace(relupath.models.load(spec, **loaded), carry=options["carry"])
     for note in (*classifier.notes[":" in spec :], *picture.notes):
         click.echo(f"note: {note}", err=True)
     return classifier, picture

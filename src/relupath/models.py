@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class Classifier:
         notes: sentences that a person should read.
         device: where the network is.
         dtype: the network's floating-point type.
+        carry: which factor of a product of two signals carries on, as in ``freeze``.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Classifier:
     notes: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    carry: Literal["first", "second", "half"] | None = None
 
     def prepare(self, image: Image.Image) -> Float[Tensor, "C H W"]:
         """The network's input for a picture, on its device in its dtype.

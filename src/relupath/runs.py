@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._freeze import freeze
 from ._frozen import Frozen
@@ -194,7 +194,7 @@ def layers(
         RelupathError: any of the library's errors, each in one sentence.
     """
     progress("recording the forward pass")
-    frozen = _freeze(classifier.model, classifier.prepare(picture.image), 1)
+    frozen = _freeze(classifier, classifier.prepare(picture.image), 1)
     _, score, _ = _classes(classifier, frozen.output[0], target, None)
     progress("summing the constants")
     terms = frozen.bias_terms(score.index)
@@ -243,7 +243,7 @@ def explain(
     """
     x = classifier.prepare(picture.image)
     progress("recording the forward pass")
-    frozen = _freeze(classifier.model, x, 3)
+    frozen = _freeze(classifier, x, 3)
     best, target_score, plausible = _classes(classifier, frozen.output[0], target, against)
     t, p = target_score.index, plausible.index
     rows = contrast([t, p, t], [None, None, p])
@@ -303,10 +303,10 @@ def _row(b: int, role: str, title: str, frozen: Frozen, found: Found, models: Se
     return Row(role, title, part(0), parts, end, found.stopped[b])
 
 
-def _freeze(model: nn.Module, x: Tensor, copies: int) -> Frozen:
+def _freeze(classifier: Classifier, x: Tensor, copies: int) -> Frozen:
     """One recorded forward pass of some copies of the input."""
     try:
-        return freeze(model, x.expand(copies, *x.shape))
+        return freeze(classifier.model, x.expand(copies, *x.shape), carry=classifier.carry)
     except RelupathError:
         raise
     except Exception as error:

@@ -89,7 +89,8 @@ def find_paths(
         frozen: the recorded network.
         target: what is explained; None means each sample's predicted class.
         search: the strategy, such as ``Greedy()``.
-        layers: the layers to choose units on; None means every recorded one, ``frozen.layers[::k]`` every k-th.
+        layers: the layers to choose units on; None means every recorded one whose first axis is the batch,
+            ``frozen.layers[::k]`` every k-th.
         partition: what counts as one unit: ``neurons``, ``channels`` or ``locations``.
 
     Raises:
@@ -99,7 +100,8 @@ def find_paths(
     """
     if isinstance(layers, str):
         raise PathError(f"layers takes a list of layers, such as [{layers!r}]; got the text {layers!r}")
-    chosen = [frozen.layer_of_path(which) for which in (frozen.layers if layers is None else layers)]
+    batched = [layer for layer in frozen.layers if len(layer.output) == frozen.batch]
+    chosen = batched if layers is None else [frozen.layer_of_path(which) for which in layers]
     if not chosen:
         raise PathError(
             "there is no hidden layer to search: the model has no activation function, or layers is empty; "
