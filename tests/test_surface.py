@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path as FilePath
 
 import pytest
+import torch
+import transformers
+from torch import nn
 
 import relupath
+from nets import build, inputs
+from relupath import _gates, cli
 
 PACKAGE = FilePath(relupath.__file__).parent
 WORKBENCH = {"__init__", "images", "models", "draw", "runs", "report", "explorer", "cli", "creatures", "metrics"}
@@ -152,3 +159,61 @@ def test_real_weights_on_a_photograph(data):
     assert text.endswith("<- logit 0")
     again = relupath.linear_model(frozen, None, found.paths[0])
     assert float((again.weight - found.model.weight).abs().max()) <= 1e-4 * float(again.weight.abs().max())
+
+
+# --- the README is run ---
+
+README = (FilePath(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+class Snake(nn.Module):
+    """x + sin(x)**2, an activation that no table knows."""
+
+    def forward(self, x):
+        return x + torch.sin(x) ** 2
+
+
+@pytest.fixture
+def taught():
+    """Forget afterwards what was taught."""
+    table, forward = dict(_gates.TABLE), Snake.forward
+    yield
+    _gates.TABLE.clear()
+    _gates.TABLE.update(table)
+    Snake.forward = forward
+
+
+@pytest.mark.filterwarnings("ignore:.*token_id.*")
+def test_the_readmes_python_runs(taught):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 3
+    config = transformers.GPT2Config(
+        n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=9, bos_token_id=0, eos_token_id=0
+    )
+    names = {
+        "model": build("squeeze"),
+        "x": inputs("squeeze"),
+        "gpt2": transformers.GPT2LMHeadModel(config).eval(),
+        "ids": torch.randint(0, 11, (2, 5)),
+        "Snake": Snake,
+        "torch": torch,
+    }
+    for block in blocks:
+        exec("import relupath\n" + block, names)
+    assert [layer.name for layer in names["frozen"].inputs] == ["transformer.wte"]
+    names["frozen"].check()
+    model = nn.Sequential(nn.Linear(3, 4), Snake(), nn.Linear(4, 2)).double().eval()
+    frozen = relupath.freeze(model, torch.randn(2, 3).double())
+    assert [layer.name for layer in frozen.layers] == ["1"]
+    frozen.check()
+
+
+def test_the_readmes_commands_parse(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.jpg", "mine.safetensors", "squeezenet.safetensors"):
+        FilePath(name).touch()
+    lines = re.findall(r"^relupath (.*)$|`relupath (layers .*?)`", README, re.MULTILINE)
+    commands = [shlex.split(a or b, comments=True) for a, b in lines]
+    assert len(commands) >= 4
+    for command, *arguments in commands:
+        cli.main.commands[command].make_context(command, arguments)
