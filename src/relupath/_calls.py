@@ -106,12 +106,21 @@ class Call:
         return self.tensors[0]
 
     @property
+    def writes_by_schema(self) -> bool:
+        """Whether the function is an operator that declares to write to some of its arguments."""
+        operator = getattr(self.func, "default", self.func)
+        return isinstance(operator, torch._ops.OpOverload) and operator._schema.is_mutable
+
+    @property
     def mutates(self) -> bool:
         """Whether the call writes to its first tensor argument."""
         name = getattr(self.func, "__name__", "")
         if name.startswith("__"):
             return name in WRITERS
-        return name.endswith("_") or bool(self.argument(INPLACE_POSITION.get(self.func, len(self.args)), "inplace"))
+        ours = (getattr(self.func, "__module__", None) or "torch").partition(".")[0] == "torch"
+        return (ours and name.endswith("_")) or bool(
+            self.argument(INPLACE_POSITION.get(self.func, len(self.args)), "inplace")
+        )
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """The argument at that position or of that name."""
@@ -128,10 +137,12 @@ class Call:
         if self.func in INPLACE_POSITION:
             position = INPLACE_POSITION[self.func]
             kwargs = {key: value for key, value in self.kwargs.items() if key != "inplace"}
-            return Call(self.func, self.args[:position] + self.args[position + 1 :], kwargs)
+            return Call(self.func, self.args[:position] + self.args[position + 1 :], kwargs, self.carry)
         name = self.func.__name__
+        if name.startswith("__i"):
+            return Call(getattr(torch.Tensor, f"__{name[3:]}"), self.args, self.kwargs, self.carry)
         home = next(home for home in HOMES if getattr(home, name, None) is self.func)
-        return Call(getattr(home, name[:-1]), self.args, self.kwargs)
+        return Call(getattr(home, name[:-1]), self.args, self.kwargs, self.carry)
 
     def at_zero(self) -> Any:
         """The value with every signal set to zero: the constant of an affine operation. Nothing is written to."""
@@ -144,6 +155,11 @@ class Call:
 
         with torch.no_grad():
             return self.on(zeroed)()
+
+
+def written(call: Call, output: Tensor) -> Tensor:
+    """Hand the output over as the call would have: an in-place call writes it to its argument."""
+    return call.first.copy_(output) if call.mutates else output
 
 
 @cache

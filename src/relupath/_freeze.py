@@ -12,15 +12,18 @@ from torch.autograd.graph import get_gradient_edge
 
 from ._frozen import Frozen
 from ._model import kept, refuse_unusable, unwrapped
-from ._places import UnseenOperation, module_paths, numbered
+from ._places import UnseenOperation, module_paths, numbered, origin, place, refusal
 from ._probe import Probe
-from ._record import EMBEDDINGS, Choices, Recorder
+from ._record import Choices, Recorder
 from ._tested import TOLERANCE
 from ._units import Layer
-from .errors import InputError, ModelError, UnknownLayerError
+from .errors import InputError, ModelError, RelupathError, UnknownLayerError
 
 Names = str | nn.Module | Iterable[str | nn.Module | tuple[nn.Module, int]]
 """Layers by name, by module, or by module and number of the call."""
+
+EMBEDDINGS = frozenset({"embeddings"})
+"""Explained inputs that are what the nn.Embedding modules give that look up the model's own inputs."""
 
 
 def freeze(
@@ -76,6 +79,11 @@ def freeze(
         with torch.autograd.set_detect_anomaly(True, check_nan=False):
             run(Recorder(modules, choices))  # now autograd notes the lines, so that the error names it
         raise
+    except RelupathError:
+        raise
+    except Exception as error:
+        _refuse_if_the_model_runs(model, (*explained, *args), kwargs or {}, modules, error)
+        raise
     return Frozen(
         output=top.output,
         layers=tuple(recorder.layers),
@@ -116,6 +124,30 @@ def _record(
     return _top(result, signal, recorder.inputs)
 
 
+def _refuse_if_the_model_runs(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    modules: Mapping[nn.Module, str],
+    error: Exception,
+) -> None:
+    """Say in words what torch cannot do while a model is recorded; a model's own error stays as it is.
+
+    Raises:
+        UnsupportedOperation: the model runs on these arguments, so that recording is to blame.
+    """
+    try:
+        with torch.no_grad(), kept(modules, args):
+            model(*args, **kwargs)
+    except Exception:  # the model's own error
+        return
+    path, where = origin(error, modules)
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    raise refusal(
+        place("an operation", path, where), f"torch cannot run it where derivatives are taken ({said})"
+    ) from error
+
+
 def _refuse_input(inputs: tuple[Any, ...], named: bool) -> None:
     if not inputs:
         raise InputError("x is an empty tuple: give at least one tensor to explain")
@@ -127,7 +159,7 @@ def _refuse_input(inputs: tuple[Any, ...], named: bool) -> None:
                 f"x must be floating point to have a linear model; got {value.dtype}. Of tokens the embeddings can be "
                 "explained: freeze(..., inputs='embeddings'), or the name of any other layer"
             )
-        if value.ndim < 2 or value.numel() == 0 or len(value) != len(inputs[0]):
+        if value.ndim < 2 - named or value.numel() == 0 or len(value) != len(inputs[0]):
             raise InputError(f"x must have shape (samples, ...) with at least one sample; got {list(value.shape)}")
         if not torch.isfinite(value).all():
             raise InputError("x holds NaN or infinite values: the linear model exists at finite inputs only")

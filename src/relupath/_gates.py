@@ -18,21 +18,24 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ._calls import HOMES, Call
+from ._calls import HOMES, Call, inside, written
 from ._marks import mark_of
 from ._scales import (
     added_product,
     attention,
+    broadcast,
     cosine_similarity,
     frozen_gate,
     fused,
     glu,
     lp_pool,
+    moments,
     normalised,
     normalize,
     power,
     product,
     quotient,
+    reciprocal,
     rms_norm,
 )
 from ._straight import NotAffine, Straight, Untraceable, WithSlope
@@ -46,21 +49,28 @@ class Rule:
         kind: ``affine``; ``piece``; ``gate``; ``scale`` (of a normalisation); ``frozen gate`` or ``frozen scale`` (what
             comes out may only scale a signal); ``tested`` (found affine at x by a numeric test); ``composite`` (seen
             from inside); ``bent`` (never exact); ``look``, ``ignored`` and ``number`` (no operation on signals).
-        freeze: runs the call.
+        freeze: runs the call; of a composite it is a function to be seen from inside.
         activation: whether its output is a hidden layer by default.
-        gating: how much its output is a gate, if it is multiplied with another signal; an activation's counts 1.
+        gating: how much its output is a gate, if it is multiplied with another signal; an activation's counts 1, a
+            squashing one's 2. Squashing makes a gate of anything.
         scales: whether a frozen gate may be among its arguments.
-        rearranges: whether it only moves values about.
+        rearranges: whether it only moves values about, or scales or shifts them: a gate remains one.
+        shifts: whether with a plain number it only shifts values.
+        pattern: whether of all its tensors but the first only the form counts.
+        absorbs: whether it makes gates of what is bent among its arguments.
         linear_map: whether it is a product with a constant weight, whose derivative needs its input's shape alone.
     """
 
     kind: str
-    freeze: Callable[[Call], Straight]
+    freeze: Callable[[Call], Any]
     activation: bool = False
     linear_map: bool = False
     gating: int = 0
     scales: bool = False
     rearranges: bool = False
+    shifts: bool = False
+    pattern: bool = False
+    absorbs: bool = False
 
 
 def _linear(call: Call) -> Straight:
@@ -86,7 +96,7 @@ def _biased(call: Call) -> Straight:
     if not call.argument(0, "input").requires_grad:
         return _affine(call)
     if weight.requires_grad:
-        raise NotAffine("its weight depends on the input")
+        return added_product(call)
     if bias is not None and mark_of(bias) is not None:
         raise NotAffine("its bias is a frozen gate")
     if bias is None or bias.requires_grad:
@@ -135,13 +145,8 @@ def _viewed(call: Call) -> Straight:
 
 def _extremum(call: Call) -> Straight:
     """Maximum and minimum: through the origin jointly in all operands; a constant operand gives an intercept."""
-    bounded = any(not t.requires_grad and t.is_floating_point() for t in call.tensors)
+    bounded = any(not t.requires_grad for t in call.tensors)
     return _piece(call) if bounded else _linear(call)
-
-
-def _written(call: Call, output: Tensor) -> Tensor:
-    """Hand the output over as the call would have: an in-place call writes it to its argument."""
-    return call.first.copy_(output) if call.mutates else output
 
 
 def _piece(call: Call) -> Straight:
@@ -153,8 +158,8 @@ def _piece(call: Call) -> Straight:
         y = pure()
     twin = h.detach().expand_as(y).requires_grad_()
     (slope,) = torch.autograd.grad(pure.on(lambda t: twin if t is h else t)().sum(), twin)
-    output = WithSlope.apply(h.expand_as(y), (y,), slope)
-    return Straight(_written(call, output), y - slope * twin.detach())
+    output, intercept = WithSlope.apply(h.expand_as(y), (y,), slope), y - slope * twin.detach()
+    return Straight(written(call, output), intercept)
 
 
 def _gate(call: Call) -> Straight:
@@ -167,12 +172,12 @@ def _gate(call: Call) -> Straight:
         y, start = pure(), start.detach()
         near = 0.0 if not start else torch.finfo(h.dtype).eps ** 0.5
         slope = torch.where(h.abs() <= near, limit, (y - start) / h)
-    return Straight(_written(call, WithSlope.apply(h, (y,), slope)), start if start else None)
+    return Straight(written(call, WithSlope.apply(h, (y,), slope)), start if start else None)
 
 
-def _from_inside(call: Call) -> Straight:
+def _from_inside(call: Call) -> Any:
     """A Python function of torch that bears no rule of its own: each operation inside it is treated by its rule."""
-    return Straight(call())
+    return inside(call.func)(*call.args, **call.kwargs)
 
 
 def _assigned(call: Call) -> Straight:
@@ -199,7 +204,7 @@ def _new_tensor(call: Call) -> Straight:
 
 def _number(call: Call) -> Straight:
     """``item`` and the like: harmless on integers and truth values, which are fixed at the input."""
-    raise NotAffine("it turns a signal into a plain number, whose dependence on the input is lost")
+    raise NotAffine("it takes numbers or derivatives out of a signal, whose dependence on the input is lost")
 
 
 def _rrelu(call: Call) -> Straight:
@@ -214,28 +219,39 @@ _LINEAR, _MOVES, _SCALES = (
     Rule("affine", _linear, rearranges=True),
     Rule("affine", product, scales=True),
 )
+_LIKE = Rule("affine", _linear, rearranges=True, pattern=True)
+_SUM, _RATIO = Rule("affine", _sum, shifts=True), Rule("affine", quotient, scales=True, rearranges=True)
 NAMES: tuple[tuple[Rule, str], ...] = (
     # rearranging
     (Rule("affine", _viewed, rearranges=True), "view"),
-    (_MOVES, "view_as reshape reshape_as flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ transpose"),
-    (_MOVES, "permute movedim moveaxis swapaxes swapdims t adjoint contiguous clone to float double half bfloat16"),
-    (_MOVES, "type type_as cpu cuda expand expand_as broadcast_to repeat tile repeat_interleave narrow select"),
+    (_LIKE, "view_as reshape_as expand_as type_as to"),
+    (_MOVES, "reshape flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ transpose"),
+    (_MOVES, "permute movedim moveaxis swapaxes swapdims t adjoint contiguous clone float double half bfloat16"),
+    (_MOVES, "type cpu cuda expand broadcast_to repeat tile repeat_interleave narrow select"),
     (_MOVES, "index_select gather take take_along_dim __getitem__ chunk split split_with_sizes tensor_split unbind"),
     (_MOVES, "roll flip rot90 diagonal diag tril triu unfold fold pixel_shuffle pixel_unshuffle channel_shuffle"),
+    (_MOVES, "view_as_complex view_as_real"),
     (_MOVES, "masked_select"),
     # summing
     (_LINEAR, "sum mean cumsum trace neg negative __neg__ positive __pos__ avg_pool1d avg_pool2d avg_pool3d"),
     (_LINEAR, "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample"),
-    (Rule("affine", _sum), "add add_ sub sub_ subtract rsub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__"),
+    (
+        Rule("affine", _sum, shifts=True),
+        "add add_ sub sub_ subtract rsub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__",
+    ),
     (Rule("affine", _affine), "cat concat concatenate stack hstack vstack where masked_fill masked_fill_ pad"),
     (Rule("affine", _resampled), "grid_sample grid_sampler"),
     (Rule("affine", _affine), "__setitem__ copy_ index_put index_put_ index_copy index_copy_"),
     # multiplying
-    (_SCALES, "mul mul_ multiply __mul__ __rmul__ __imul__ matmul __matmul__ __rmatmul__ mm bmm mv"),
-    (_SCALES, "dot inner outer einsum tensordot"),
+    (Rule("affine", product, scales=True, rearranges=True), "mul mul_ multiply __mul__ __rmul__ __imul__"),
+    (_SCALES, "matmul __matmul__ __rmatmul__ mm bmm mv dot vdot inner outer ger vecdot einsum tensordot kron cross"),
+    (_SCALES, "multi_dot linalg_cross linalg_vecdot linalg_multi_dot"),
     (Rule("affine", added_product, scales=True), "addmm addmm_ addmv addr addbmm baddbmm addcmul addcmul_ bilinear"),
     (Rule("scale", cosine_similarity), "cosine_similarity"),
-    (Rule("affine", quotient, scales=True), "div div_ divide true_divide __truediv__ __itruediv__ __div__"),
+    (
+        Rule("affine", quotient, scales=True, rearranges=True),
+        "div div_ divide true_divide __truediv__ __itruediv__ __div__",
+    ),
     (
         Rule("affine", _biased, linear_map=True, scales=True),
         "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
@@ -245,9 +261,10 @@ NAMES: tuple[tuple[Rule, str], ...] = (
     # pieces
     (Rule("piece", _linear, activation=True), "relu relu_ leaky_relu leaky_relu_ prelu"),
     (Rule("piece", _rrelu, activation=True), "rrelu rrelu_"),
-    (Rule("piece", _piece, activation=True), "relu6 hardtanh hardtanh_ threshold threshold_ hardshrink softshrink"),
+    (Rule("piece", _piece, activation=True), "relu6 threshold threshold_ hardshrink softshrink"),
+    (Rule("piece", _piece, activation=True, gating=2), "hardtanh hardtanh_"),
     (Rule("piece", _piece, gating=2), "hardsigmoid"),
-    (Rule("piece", _piece), "clamp clamp_ clip clip_ clamp_min clamp_min_ clamp_max clamp_max_"),
+    (Rule("piece", _piece, gating=1), "clamp clamp_ clip clip_ clamp_min clamp_min_ clamp_max clamp_max_"),
     (Rule("piece", _piece), "floor floor_ ceil ceil_ round round_ trunc trunc_ sign sgn"),
     (Rule("piece", _extremum), "max min maximum minimum fmax fmin"),
     (Rule("piece", _linear), "abs absolute __abs__ amax amin sort topk kthvalue cummax cummin"),
@@ -257,16 +274,23 @@ NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("piece", _linear), "adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices"),
     # gates x * phi(x)
     (Rule("gate", _gate, activation=True), "gelu silu silu_ mish mish_ hardswish hardswish_ elu elu_ selu selu_"),
-    (Rule("gate", _gate, activation=True), "celu celu_ tanh tanh_ softsign softplus logsigmoid tanhshrink"),
-    (Rule("gate", power), "pow square float_power __pow__"),
+    (Rule("gate", _gate, activation=True), "celu celu_ softplus logsigmoid tanhshrink"),
+    (Rule("gate", _gate, activation=True, gating=2), "tanh tanh_ softsign"),
+    (Rule("gate", power), "pow pow_ square square_ float_power __pow__ __ipow__"),
     (Rule("gate", lp_pool), "lp_pool1d lp_pool2d lp_pool3d"),
     # gates times signals: frozen where they come about
-    (Rule("frozen gate", frozen_gate), "sigmoid softmax log_softmax softmin logsumexp erf exp exp2"),
+    (
+        Rule("frozen gate", frozen_gate),
+        "sigmoid sigmoid_ softmax log_softmax softmin logsumexp erf exp exp2 expit ndtr",
+    ),
     (Rule("frozen scale", frozen_gate), "sqrt rsqrt std var norm vector_norm"),
+    (Rule("frozen scale", moments), "var_mean std_mean"),
+    (Rule("frozen scale", reciprocal), "reciprocal __rdiv__ __rtruediv__"),
     (Rule("bent", fused), "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     (Rule("gate", glu), "glu"),
-    (Rule("gate", attention), "scaled_dot_product_attention"),
+    (Rule("gate", attention, absorbs=True), "scaled_dot_product_attention"),
     (Rule("composite", _from_inside), "multi_head_attention_forward"),
+    (Rule("composite", broadcast), "broadcast_tensors"),
     # normalisation
     (Rule("scale", normalised), "layer_norm group_norm instance_norm"),
     (Rule("scale", rms_norm), "rms_norm"),
@@ -277,7 +301,7 @@ NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("look", _linear), "new_zeros new_ones new_full new_empty"),
     (Rule("look", _new_tensor), "new_tensor"),
     (Rule("ignored", _ignored), "register_hook retain_grad"),
-    (Rule("number", _number), "detach_ item tolist numpy __float__ __array__ __dlpack__"),
+    (Rule("number", _number), "detach_ backward item tolist numpy __float__ __array__ __dlpack__"),
 )
 
 TABLE: dict[Callable[..., Any], Rule] = {
@@ -291,5 +315,6 @@ TABLE: dict[Callable[..., Any], Rule] = {
 
 for _other in (torch.batch_norm, torch.instance_norm):  # another order of arguments: these are tested
     del TABLE[_other]
+TABLE[torch.autograd.grad] = TABLE[torch.autograd.backward] = Rule("number", _number)
 TABLE[torch.Tensor.data.__get__] = Rule("affine", _seen_through)  # type: ignore[attr-defined]
 TABLE[torch.Tensor.data.__set__] = Rule("refused", _assigned)  # type: ignore[attr-defined]

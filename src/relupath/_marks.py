@@ -18,13 +18,15 @@ class Mark:
     Attributes:
         kind: ``gate`` or ``scale`` (frozen: it may scale a signal) or ``bent`` (it may only become a gate).
         refusal: the error to raise where it would have to be a signal.
+        constant: whether it may also stand for a constant: a frozen gate times a constant of its own shape.
     """
 
     kind: str
     refusal: UnsupportedOperation
+    constant: bool = False
 
 
-def mark_of(t: Tensor) -> Mark | None:
+def mark_of(t: Tensor | None) -> Mark | None:
     """The mark of a tensor, if it has one."""
     return getattr(t, "_relupath_mark", None)
 

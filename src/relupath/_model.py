@@ -5,14 +5,16 @@ from __future__ import annotations
 import operator
 import sys
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ._calls import leaves
 from ._places import own_tensors
@@ -35,6 +37,11 @@ def refuse_unusable(modules: Mapping[nn.Module, str]) -> None:
                 f"module {name or type(module).__name__!r} is scripted or traced, so its operations cannot be seen: "
                 "use the module that it was made from"
             )
+        if getattr(module, "max_norm", None) is not None:
+            raise UnsupportedOperation(
+                f"module {name or type(module).__name__!r} bounds the norms of its own weights in the forward pass "
+                "(max_norm), and the model must stay as it is: set max_norm=None once the weights are bounded"
+            )
         if module.training:
             raise TrainingModeError(
                 f"module {name or type(module).__name__!r} is in training mode, where batch norm uses the batch's "
@@ -47,14 +54,16 @@ def kept(modules: Iterable[nn.Module], inputs: Sequence[Any]) -> Iterator[None]:
     """Suspend backward hooks, compiling and checkpointing; undo what a forward does to attributes and random states."""
     places = [module.__dict__ for module in modules]
     places += [place[key] for place in places for key in ("_parameters", "_buffers", "_modules")]
-    before = [(place, dict(place)) for place in places if isinstance(place, dict)]
+    cache: dict[Any, Any] = parametrize._cache
+    before = [(place, dict(place)) for place in [*places, cache] if isinstance(place, dict)]
+    cache.clear()
     for module in modules:
         hooks = [key for key in ("_backward_hooks", "_backward_pre_hooks") if getattr(module, key)]
         module.__dict__.update({key: OrderedDict() for key in hooks})
     devices = {value.device.index or 0 for value in leaves(tuple(inputs)) if value.device.type == "cuda"}
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
-        with torch.random.fork_rng(devices=sorted(devices)), eager, _without_checkpoints():
+        with torch.random.fork_rng(devices=sorted(devices)), _PLAIN, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)` when there are global hooks")
             yield
     finally:
         for place, kept in before:
@@ -63,42 +72,52 @@ def kept(modules: Iterable[nn.Module], inputs: Sequence[Any]) -> Iterator[None]:
                 place.update(kept)
 
 
-@contextmanager
-def _without_checkpoints() -> Iterator[None]:
-    """Let gradient checkpointing call its function plainly: what is recorded is not to be computed twice."""
-    with _PLAIN.lock:
-        if not _PLAIN.users:
-            _PLAIN.before = {name: getattr(torch.utils.checkpoint, name) for name in _PLAIN.stand_ins}
-            vars(torch.utils.checkpoint).update(_PLAIN.stand_ins)
-        _PLAIN.users += 1
-    try:
-        yield
-    finally:
-        with _PLAIN.lock:
-            _PLAIN.users -= 1
-            if not _PLAIN.users:
-                vars(torch.utils.checkpoint).update(_PLAIN.before)
-
-
 class _Plain:
-    """Stands in for both ways of checkpointing while at least one network is being recorded."""
-
-    lock = threading.Lock()
-    users = 0
+    """While at least one network is being recorded: nothing is compiled, checkpointing calls its function plainly."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
         self.before: dict[str, Any] = {}
-        self.stand_ins = {"CheckpointFunction": self, "_checkpoint_without_reentrant_generator": self.without_reentrant}
+        self.eager: AbstractContextManager[Any] = nullcontext()
+
+    def __enter__(self) -> None:
+        """The first user switches; what runs in other threads meanwhile runs plainly too, and computes the same."""
+        checkpointing = vars(torch.utils.checkpoint)
+        with self.lock:
+            if not self.users:
+                generators = {name: _once for name in checkpointing if name.startswith(_GENERATOR)}
+                stand_ins = {"CheckpointFunction": _CheckpointFunction, **generators}
+                self.before = {name: checkpointing[name] for name in stand_ins}
+                checkpointing.update(stand_ins)
+                if "torch._dynamo" in sys.modules:
+                    self.eager = torch.compiler.set_stance("force_eager")
+                self.eager.__enter__()
+            self.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        """The last user switches back."""
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                vars(torch.utils.checkpoint).update(self.before)
+                self.eager.__exit__(None, None, None)
+                self.eager = nullcontext()
+
+
+class _CheckpointFunction:
+    """Calls what torch.utils.checkpoint runs reentrantly."""
 
     @staticmethod
     def apply(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
-        """As torch.utils.checkpoint calls what it runs reentrantly."""
+        """As torch.utils.checkpoint calls it."""
         return function(*args)
 
-    @staticmethod
-    def without_reentrant(*_args: Any, **_kwargs: Any) -> Iterator[None]:
-        """As torch.utils.checkpoint surrounds what it runs otherwise."""
-        yield
+
+def _once(*_args: Any, **_kwargs: Any) -> Iterator[None]:
+    """As torch.utils.checkpoint surrounds what it does not run reentrantly."""
+    yield
 
 
+_GENERATOR = "_checkpoint_without_reentrant_generator"
 _PLAIN = _Plain()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.library import CustomOpDef
 from torch.overrides import wrap_torch_function
 
-from ._calls import Call, leaves
+from ._calls import HOMES, Call, leaves
 from ._gates import TABLE, Rule
 from ._straight import NotAffine, Straight, WithSlope
 from .errors import UsageError
@@ -66,8 +66,11 @@ def _spellings(operation: Any) -> list[Any]:
         return [operation, operation.overloadpacket]
     if isinstance(operation, torch._ops.OpOverloadPacket):
         return [operation, *(getattr(operation, name) for name in operation.overloads())]  # type: ignore[no-untyped-call]
-    plain = isinstance(operation, FunctionType) and not operation.__module__.startswith("torch")
-    if isinstance(operation, type) or not callable(operation) or (plain and not hasattr(operation, "__wrapped__")):
+    name = getattr(operation, "__name__", "")
+    spellings = [f for home in HOMES if callable(f := getattr(home, name, None))] if name else []
+    if any(f is operation for f in spellings):
+        return spellings
+    if not isinstance(operation, FunctionType) or operation.__code__.co_filename != torch.overrides.__file__:
         name = getattr(operation, "__qualname__", repr(operation))
         raise UsageError(
             f"calls of {name} cannot be seen: torch announces its own functions, operators (torch.library.custom_op) "
@@ -77,11 +80,16 @@ def _spellings(operation: Any) -> list[Any]:
     return [operation]
 
 
-def _announced(owner: type, method: str) -> Callable[..., Any]:
+def _announced(owner: Any, method: str) -> Callable[..., Any]:
     """Let a class announce the calls of one of its methods, as torch's own functions do; nothing else changes."""
-    wrapped = wrap_torch_function(lambda *args, **kwargs: leaves((args, kwargs)))(getattr(owner, method))
+    before = getattr(owner, method)
+    wrapped = wrap_torch_function(lambda *args, **kwargs: leaves((args, kwargs)))(before)
     wrapped.__name__ = owner.__name__
-    setattr(owner, method, staticmethod(wrapped) if method == "apply" else wrapped)
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return wrapped(*args, **kwargs) if cls is owner else super(owner, cls).apply(*args, **kwargs)
+
+    setattr(owner, method, classmethod(apply) if method == "apply" else wrapped)
     return wrapped
 
 
@@ -91,8 +99,12 @@ def _rule(slope: Slope) -> Callable[[Call], Straight]:
         if len(call.signals) != 1 or call.mutates:
             raise NotAffine("its rule is for one argument that depends on the input, and not in place")
         (h,) = call.signals
+        frozen = call.on(torch.Tensor.detach)
         with torch.no_grad():
-            y, frozen = call(), call.on(torch.Tensor.detach)
+            alone = call.on(torch.clone)
+            y = alone()
+            if any(t._version for t in alone.tensors):
+                raise NotAffine("it writes to its argument")
             phi = slope(*frozen.args, **frozen.kwargs)
         fits = isinstance(y, Tensor) and y.shape == h.shape and isinstance(phi, Tensor) and phi.shape in ((), h.shape)
         if not fits or not torch.isfinite(phi).all():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -68,6 +69,18 @@ def line_of(node: Any) -> str:
     frames = [_FRAME.match(frame) for frame in node.metadata.get("traceback_", ())]
     found = [(m[1], m[2]) for m in frames if m and not any(f"{os.sep}{own}{os.sep}" in m[1] for own in _OURS)]
     return f"{os.path.basename(found[-1][0])}:{found[-1][1]}" if found else ""
+
+
+def origin(error: BaseException, modules: Mapping[nn.Module, str]) -> tuple[str, str]:
+    """Module path and line of the user's code in which an error was raised."""
+    path, where, trace = "", "", error.__traceback__
+    while trace is not None:
+        frame, last, trace = trace.tb_frame, trace.tb_lineno, trace.tb_next
+        owner = frame.f_locals.get("self")
+        path = modules.get(owner, path) if isinstance(owner, nn.Module) else path
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _OURS:
+            where = f"{os.path.basename(frame.f_code.co_filename)}:{last}"
+    return path, where
 
 
 UNSEEN = "it ran unseen (a custom autograd function, or a compiled or scripted function)"

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
 from ._calls import Call, leaves, storage_of
 from ._gates import Rule
@@ -17,16 +16,18 @@ from ._places import line, place
 from ._record import Choices, Recorder
 from ._straight import Straight
 from ._tested import follows, wave
-from .errors import IncompleteError
+from .errors import IncompleteError, ModelError
 
 
 class StepRecorder(Recorder):
     """Verifies every step by itself."""
 
     def _frozen(self, call: Call, rule: Rule) -> Straight:
-        before = [(get_gradient_edge(t), t.detach().clone()) for t in call.signals]
+        twins = {id(t): t.detach().clone().requires_grad_() for t in call.signals}
+        alone = call.on(lambda t: twins[id(t)] * 1 if id(t) in twins else t.clone() if t is call.first else t)
+        trial = rule.freeze(alone)
         straight = super()._frozen(call, rule)
-        if any(t.requires_grad for t in leaves(straight.output)) and not follows(before, straight):
+        if any(t.requires_grad for t in leaves(straight.output)) and not follows(list(twins.values()), trial):
             where = place(call.name, self._path, line())
             raise IncompleteError(f"{where} does not do what its rule ({rule.kind}) says")
         return straight
@@ -51,14 +52,14 @@ class ConstantRecorder(Recorder):
         with torch._C.DisableTorchFunction():
             return super().enter(name, value + self.step * value.abs().mean() * wave(value, 1.3))
 
-    def _dependent(self, call: Call, plain: Call, marks: Sequence[Mark]) -> Any:
+    def _dependent(self, call: Call, plain: Call, rule: Rule, marks: Sequence[Mark]) -> Any:
         with torch._C.DisableTorchFunction():
-            read = plain.tensors[plain.mutates :]
+            read = plain.tensors[plain.mutates : 1 if rule.pattern else None]
             foreign = [t for t in read if not t.requires_grad and mark_of(t) is None and t.layout == torch.strided]
             met: list[Tensor | float] = [t.clone() for t in foreign if storage_of(t) not in self._own]
             met += _numbers((call.args, call.kwargs))
             self.constants.append((place(call.name, self._path, line()), met))
-        return super()._dependent(call, plain, marks)
+        return super()._dependent(call, plain, rule, marks)
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ class Probe:
 
         Raises:
             IncompleteError: one does not do what its rule says.
+            ModelError: the model was changed since.
         """
-        self.record(StepRecorder(self.paths, self.choices))
+        self._again(StepRecorder(self.paths, self.choices))
 
     def constants(self, dtype: torch.dtype) -> None:
         """Verify that what was taken for constant stays as it is when the input moves a little.
@@ -90,11 +92,12 @@ class Probe:
 
         Raises:
             IncompleteError: a constant moves with the input: its dependence was lost unseen.
+            ModelError: the model was changed since.
         """
         here, there = (ConstantRecorder(self.paths, self.choices) for _ in range(2))
-        there.step = torch.finfo(dtype).eps ** 0.6
-        self.record(here)
-        self.record(there)
+        there.step = max(torch.finfo(d).eps for d in (dtype, torch.float32)) ** 0.6
+        self._again(here)
+        self._again(there)
         for (where, before), (elsewhere, after) in zip(here.constants, there.constants, strict=False):
             if where != elsewhere or len(before) != len(after):
                 return
@@ -103,6 +106,15 @@ class Probe:
                     f"{where} is given a constant that moves with the input: its dependence was lost where it could "
                     "not be seen (nn.Parameter of a signal, .data, numpy, an extension that computes outside torch)"
                 )
+
+    def _again(self, recorder: Recorder) -> None:
+        try:
+            self.record(recorder)
+        except IncompleteError:
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ModelError(f"the model no longer runs as when it was recorded: freeze it again ({said})") from error
 
 
 def _moved(a: Tensor | float, b: Tensor | float) -> bool:

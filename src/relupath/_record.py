@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +16,14 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from ._calls import Call, inside, leaves, storage_of
+from ._calls import Call, leaves, storage_of
 from ._gates import TABLE, Rule
 from ._known import Known
 from ._marks import Mark, carrying, gating, mark_of, marked
+from ._noted import NotedLayers
 from ._places import UNSEEN, Operation, UnseenOperation, line, line_of, numbered, own_tensors, place, refusal
 from ._saved import Savings, load
+from ._scales import is_gated_constant, is_root, reciprocal
 from ._sources import Source
 from ._straight import NotAffine, Straight, Untraceable
 from ._tested import tested
@@ -56,7 +59,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, paths: Mapping[nn.Module, str], choices: Choices) -> None:
         super().__init__()
         self.inputs: list[Layer] = []
-        self.layers: list[Layer] = []
+        self.layers = NotedLayers()
         self.sources: list[Source] = []
         self.operations: list[Operation] = []
         self.dtypes: set[torch.dtype] = set()
@@ -70,12 +73,8 @@ class Recorder(TorchFunctionMode):
         self._stack: list[tuple[nn.Module, str]] = []
         self._calls: Counter[str] = Counter()
         self._known = Known()
-        self._versions: dict[Layer, int] = {}
-        self._latest: tuple[Tensor, str] | None = None
-        self._activated: Tensor | None = None
         self._savings = Savings()
         self._marks = False
-        self._positions: dict[int, list[int]] = {}
 
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
@@ -109,10 +108,9 @@ class Recorder(TorchFunctionMode):
             for hook in hooks:
                 hook.remove()
             self._known.clear()
-            self._latest = self._activated = None
-        for layer in self.layers:
-            if layer.output._version != self._versions[layer]:
-                raise self._refusal("an in-place operation", f"it overwrote the output of layer {layer.name!r} unseen")
+            self.layers.forget_tensors()
+        for name in self.layers.overwritten():
+            raise self._refusal("an in-place operation", f"it overwrote the output of layer {name!r} unseen")
 
     def enter(self, name: str, value: Tensor) -> Tensor:
         """Take a value as an explained input; what is returned is its signal."""
@@ -131,38 +129,44 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one function: plainly on constants, by its rule on signals."""
-        if kwargs and isinstance(kwargs.get("out"), Tensor):
+        if kwargs and isinstance(kwargs.get("out"), Tensor) and not isinstance(func, torch._ops.OpOverload):
             rest = {key: value for key, value in kwargs.items() if key != "out"}
             written = self.__torch_function__(func, types, args, rest)
             self.__torch_function__(torch.Tensor.copy_, types, (kwargs["out"], written))
             return kwargs["out"]
         call = Call(func, args, kwargs or {}, self.choices.carry)
+        rule = TABLE.get(func, _TESTED)
         mutates = call.mutates
         if mutates:
             self._before_write(call)
         plain = call.on(self._understood)
+        if rule.pattern:
+            pattern = itertools.count()
+            call = call.on(lambda t: t.detach() if next(pattern) else t)
+            plain = call.on(self._understood)
         marks = [mark for mark in map(mark_of, call.tensors) if mark is not None] if self._marks else []
         if not marks and not plain.signals:
             return func(*plain.args, **plain.kwargs)
         if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-            return self._dependent(call, plain, marks)
+            return self._dependent(call, plain, rule, marks)
         with torch.inference_mode(False), torch.enable_grad():
-            return self._dependent(call, plain, marks)
+            return self._dependent(call, plain, rule, marks)
 
-    def _dependent(self, call: Call, plain: Call, marks: Sequence[Mark]) -> Any:
+    def _dependent(self, call: Call, plain: Call, rule: Rule, marks: Sequence[Mark]) -> Any:
         """Run a call on what depends on the input; ``plain`` has gates and bent tensors as constants."""
-        rule = TABLE.get(call.func, _TESTED)
         if rule.kind == "composite":
             with self:
-                return inside(call.func)(*call.args, **call.kwargs)
+                return rule.freeze(call)
+        if call.writes_by_schema:
+            raise self._refusal(call.name, "it is an operator that writes to its arguments")
         return self._straight(plain, rule, marks) if plain.signals else self._marked(call, plain, rule, marks)
 
     def _straight(self, call: Call, rule: Rule, marks: Sequence[Mark]) -> Any:
         """Run a call on signals by its rule; where it has none that is exact, its output is bent."""
         bent = next((mark.refusal for mark in marks if mark.kind == "bent"), None)
-        if bent is not None:
+        if bent is not None and not rule.absorbs:
             return self._bend(call, rule, bent)
-        if marks and not (rule.scales or rule.kind in ("gate", "scale")):
+        if not (rule.scales or rule.kind in ("gate", "scale") or all(mark.constant for mark in marks)):
             return self._bend(call, rule, marks[0].refusal)
         try:
             to_view = call.mutates and call.first._is_view()
@@ -182,7 +186,7 @@ class Recorder(TorchFunctionMode):
         if call.mutates or rule.kind in ("number", "refused"):
             raise refusal
         with torch.no_grad():
-            return self._mark(call, call.on(torch.Tensor.detach)(), rule, refusal)
+            return self._mark(call, call.on(torch.Tensor.detach)(), rule, Mark("bent", refusal))
 
     def _marked(self, call: Call, plain: Call, rule: Rule, marks: Sequence[Mark]) -> Any:
         """Run a call on gates, bent tensors and constants: what comes out is again one of these.
@@ -196,22 +200,25 @@ class Recorder(TorchFunctionMode):
         if rule.kind == "number" and isinstance(output, float | list):
             raise mark.refusal
         if not call.mutates:
-            return self._mark(call, output, rule, mark.refusal, mark.kind)
+            constant = all(m.constant for m in marks) or (rule.scales and is_gated_constant(plain))
+            return self._mark(call, output, rule, replace(mark, constant=constant))
         for written in (call.first, call.first._base):
             if written is not None:
-                self._mark(call, written, rule, mark.refusal, mark.kind)
+                self._mark(call, written, rule, mark)
         return None if output is None else call.first
 
-    def _mark(self, call: Call, output: Any, rule: Rule, refusal: UnsupportedOperation, kind: str = "bent") -> Any:
-        """Mark what comes out of a call: an activation or a norm makes a gate or a scale of whatever goes in."""
-        if rule.kind.startswith("frozen"):
-            kind = rule.kind.removeprefix("frozen ")
-        elif rule.activation or rule.gating:
-            kind = "gate"
+    def _mark(self, call: Call, output: Any, rule: Rule, mark: Mark) -> Any:
+        """Mark what comes out of a call: what squashes makes a gate, and a norm or a root a scale, of anything."""
+        if rule.kind.startswith("frozen") and (rule.freeze is not reciprocal or self.choices.carry):
+            mark = replace(mark, kind=rule.kind.removeprefix("frozen "))
+        elif mark.kind == "bent" and rule.gating == 2:
+            mark = replace(mark, kind="gate")
+        elif mark.kind == "bent" and is_root(call):
+            mark = replace(mark, kind="scale")
         self._marks = True
-        found = marked(output, Mark(kind, refusal))
+        found = marked(output, mark)
         if found:
-            self._note(call.name, kind if kind == "bent" else f"frozen {kind}")
+            self._note(call.name, mark.kind if mark.kind == "bent" else f"frozen {mark.kind}")
         for t in found:
             self._known.admit_marked(t)
         return output
@@ -220,10 +227,14 @@ class Recorder(TorchFunctionMode):
         """Run a call by its rule and note what came out."""
         straight = self._frozen(call, rule)
         signals = [t for t in leaves(straight.output) if t.requires_grad and t.grad_fn is not None]
-        if not signals and rule.kind.startswith("frozen"):
+        if rule.kind.startswith("frozen"):
             kind = rule.kind.removeprefix("frozen ")
             reason = f"it is a {kind}: frozen at the input, it can scale a signal but not be one"
-            return self._mark(call, straight.output, rule, self._refusal(call.name, reason))
+            output = self._overwritten(call, straight.output) if call.mutates else straight.output
+            gates = [t for t in leaves(output) if all(t is not signal for signal in signals)]
+            self._mark(call, gates, rule, Mark(kind, self._refusal(call.name, reason)))
+            if not signals:
+                return output
         if not signals:
             if rule.kind == "tested" and any(t.is_floating_point() for t in leaves(straight.output)):
                 raise NotAffine("it copies a signal's values without their dependence on the input")
@@ -235,22 +246,32 @@ class Recorder(TorchFunctionMode):
         self._calls[name] += 1
         name = numbered(name, self._calls[name])
         if name in self.choices.layers if self.choices.layers is not None else rule.activation:
-            self._add_layer(name, signals[0], rule.activation)
-        self._activated = signals[0] if rule.activation else None
+            self.layers.note(name, signals[0], self._path, rule.activation)
+        self.layers.ran(signals[0], rule.activation)
         return straight.output
+
+    def _overwritten(self, call: Call, gate: Tensor) -> Tensor:
+        """Write a gate over a signal, which is none any more."""
+        if call.first._is_view():
+            raise NotAffine("it writes a frozen gate to a part of a signal")
+        with torch.no_grad():
+            call.first.detach().copy_(gate)
+        return call.first
 
     def _frozen(self, call: Call, rule: Rule) -> Straight:
         """Run a call by its rule; a product with a constant weight keeps the shape of its input alone."""
         mapped = rule.linear_map and call.first.requires_grad and not call.argument(1, "weight").requires_grad
         self._savings.shape_only = call.first if mapped else None
         try:
-            return rule.freeze(call)
+            straight: Straight = rule.freeze(call)
+            return straight
         finally:
             self._savings.shape_only = None
 
     def _rank(self, call: Call, rule: Rule, signals: Sequence[Tensor]) -> None:
         """Admit what came out of a call, and remember how much of a gate it is."""
-        passed = gating(call.signals[0]) if len(call.signals) == 1 and (rule.rearranges or rule.scales) else 0
+        moved = rule.rearranges or (rule.shifts and len(call.tensors) == 1)
+        passed = gating(call.signals[0]) if moved and len(call.signals) == 1 else 0
         rank = rule.gating or int(rule.activation) or passed
         for signal in signals:
             self._admit(signal)
@@ -284,14 +305,12 @@ class Recorder(TorchFunctionMode):
             raise NotAffine(f"autograd refuses to write to that view ({str(error).splitlines()[0]})") from error
         self.writes_to_views = True
         self._admit(target)
-        if self._latest is not None and self._latest[0] is written:
-            self._latest = target, self._latest[1]
+        self.layers.copied(written, target)
         if base is not None:
             self._admit(base)
-            if rest is not None:
-                self.sources.append(
-                    Source(f"{self._path}:{call.name}", len(self.layers), get_gradient_edge(base), rest)
-                )
+        if base is not None and rest is not None:
+            name = f"{self._path}:{call.name}"
+            self.sources.append(Source(name, len(self.layers), get_gradient_edge(base), rest))
         return target
 
     def signal(self, t: Tensor) -> Tensor | None:
@@ -318,6 +337,7 @@ class Recorder(TorchFunctionMode):
             if t.grad_fn is None or not self._known.reached_from(t):
                 return t.detach()
             self._marks, mark = True, Mark("bent", self._unseen(t.grad_fn))
+            self._note(t.grad_fn.name(), "bent")
             marked(t, mark)
         return carrying(t.detach(), mark)
 
@@ -325,15 +345,11 @@ class Recorder(TorchFunctionMode):
         """Refuse writes to the model; keep the values of recorded layers and of tensors saved for derivatives."""
         if not call.tensors:
             return
-        target = call.first
-        storage = storage_of(target)
+        storage = storage_of(call.first)
         if storage in self._own:
-            raise self._refusal(
-                call.name, f"it writes to {self._own[storage]!r} of the model, which must stay as it is"
-            )
-        for position in self._positions.pop(storage, ()):
-            layer = self.layers[position]
-            self.layers[position] = self._noted(replace(layer, output=layer.output.clone()))
+            reason = f"it writes to {self._own[storage]!r} of the model, which must stay as it is"
+            raise self._refusal(call.name, reason)
+        self.layers.about_to_write(storage)
         self._savings.about_to_write(storage)
 
     def _module_done(self, module: nn.Module, name: str, args: tuple[Any, ...], output: Any) -> Any:
@@ -347,29 +363,18 @@ class Recorder(TorchFunctionMode):
             output = self.enter(name, output)
         wanted = self.choices.layers
         if wanted is None:
-            own = self._latest is not None and output is self._latest[0] and name == self._latest[1]
-            if own and name and not any(module.children()):
-                layer = self.layers[-1]
-                self.layers[-1] = self._noted(replace(layer, name=name))
+            if next(module.children(), None) is None:
+                self.layers.name_after(name, output)
         elif name in wanted and output is not None:
             if not isinstance(output, Tensor) or self._understood(output) is not output or not output.requires_grad:
                 raise UnknownLayerError(f"module {name!r} returns {_sort(output)}, not one that depends on the input")
-            self._add_layer(name, output, output is self._activated)
+            self.layers.note(name, output, name)
         return output
-
-    def _add_layer(self, name: str, signal: Tensor, activation: bool) -> None:
-        self._latest = signal, self._path
-        self._positions.setdefault(storage_of(signal), []).append(len(self.layers))
-        self.layers.append(self._noted(Layer(name, signal.detach(), get_gradient_edge(signal), activation)))
-
-    def _noted(self, layer: Layer) -> Layer:
-        self._versions[layer] = layer.output._version
-        return layer
 
     def _admit(self, signal: Tensor) -> None:
         """Take a tensor's place in the autograd graph as understood."""
         self._known.admit(signal)
-        self.dtypes.add(signal.dtype)
+        self.dtypes.add(signal.dtype.to_real())
 
     @property
     def _path(self) -> str:
@@ -391,8 +396,5 @@ class Recorder(TorchFunctionMode):
 def _sort(value: Any) -> str:
     return "a tensor" if isinstance(value, Tensor) else type(value).__name__
 
-
-EMBEDDINGS = frozenset({"embeddings"})
-"""Explained inputs that are what the nn.Embedding modules give that look up the model's own inputs."""
 
 _TESTED = Rule("tested", tested)

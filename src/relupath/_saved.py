@@ -63,6 +63,10 @@ class Savings:
 
     def save(self, tensor: Tensor) -> _Saved | _Shape:
         """Keep a tensor, or its shape if that is all that is needed and nobody else keeps it."""
+        with torch._C.DisableTorchFunction():
+            return self._save(tensor)
+
+    def _save(self, tensor: Tensor) -> _Saved | _Shape:
         storage = storage_of(tensor)
         kept = any(reference() is not None for reference in self.by_storage.get(storage, ()))
         unread = self.shape_only
@@ -82,7 +86,8 @@ class Savings:
 
 def load(saved: _Saved | _Shape) -> Tensor:
     """The tensor that ``Savings.save`` was given."""
-    return saved.load()
+    with torch._C.DisableTorchFunction():
+        return saved.load()
 
 
 def _smallest(indices: Tensor) -> torch.dtype:

@@ -10,27 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._calls import Call
+from ._calls import Call, written
 from ._marks import gating, mark_of
 from ._straight import NotAffine, Straight, WithSlope, valued
 
 
 def product(call: Call) -> Straight:
     """Linear in one signal; of several, the one that comes out of an activation is the gate, or as chosen."""
-    calls, kind = _carried(call, [i for i, t in enumerate(call.tensors) if t.requires_grad])
-    shares = [one() for one in calls]
-    return Straight(shares[0] if len(shares) == 1 else valued(torch.stack(shares).mean(0), shares[0]), kind=kind)
+    factors = [i for i, t in enumerate(call.tensors) if t.requires_grad]
+    if len(factors) == 1:
+        return Straight(call())
+    calls, kind = _carried(call, factors)
+    return Straight(written(call, _shared([one() for one in calls])), kind=kind)
 
 
 def added_product(call: Call) -> Straight:
-    """A term plus a product, such as ``addmm``: the product as any other, constants are added."""
-    first = 0 if call.name == "bilinear" else 1
+    """A product and a term, such as ``addmm`` or ``bilinear``: the product as any other, constants are added."""
+    first = 1 if call.name.startswith("add") or call.name == "baddbmm" else 0
     if any(mark_of(t) is not None for i, t in enumerate(call.tensors) if i not in (first, first + 1)):
         raise NotAffine("what it adds is a frozen gate")
     calls, kind = _carried(call, [i for i in (first, first + 1) if call.tensors[i].requires_grad])
-    shares = [one() for one in calls]
-    output = shares[0] if len(shares) == 1 else valued(torch.stack(shares).mean(0), shares[0])
-    return Straight(output, calls[0].at_zero(), kind)
+    constant = calls[0].at_zero()
+    return Straight(written(call, _shared([one() for one in calls])), constant, kind)
+
+
+def _shared(shares: Sequence[Tensor]) -> Tensor:
+    """Of equal values, the first; where there are several, with the mean of their derivatives."""
+    return shares[0] if len(shares) == 1 else valued(torch.stack(list(shares)).mean(0), shares[0])
 
 
 def _carried(call: Call, factors: Sequence[int]) -> tuple[list[Call], str | None]:
@@ -41,25 +47,26 @@ def _carried(call: Call, factors: Sequence[int]) -> tuple[list[Call], str | None
         factors: positions, among its tensors, of the signals that are multiplied with each other.
     """
     if len(factors) < 2:
-        return [call], None
+        return [call.out_of_place()], None
     gates, kind = [gating(call.tensors[i]) for i in factors], "gate"
     kept = [factors[gates.index(min(gates))]]
-    if gates.count(min(gates)) > 1:
+    if gates.count(min(gates)) > 1 and not (
+        gates[0] and all(call.tensors[i] is call.tensors[kept[0]] for i in factors)
+    ):
         if call.carry is None:
             raise NotAffine(
                 "it multiplies two signals, and neither or both come out of an activation: choose what carries on with "
                 "freeze(..., carry='first'), 'second' or 'half'"
             )
         kept, kind = {"first": [factors[0]], "second": [factors[-1]], "half": list(factors)}[call.carry], "carried"
-    if call.mutates and kept != [0]:
-        raise NotAffine("it multiplies two signals in place")
+    call = call.out_of_place()
     return [_frozen_at(call, [i for i in factors if i != one]) for one in kept], kind
 
 
 def _frozen_at(call: Call, positions: Sequence[int]) -> Call:
     """The call with the tensors at some positions frozen."""
     count = itertools.count()
-    return call.on(lambda t: t.detach() if next(count) in positions else t)
+    return call.on(lambda t: t.detach().clone() if next(count) in positions else t)
 
 
 def quotient(call: Call) -> Straight:
@@ -91,7 +98,7 @@ _COSINE = (("x1", None), ("x2", None), ("dim", 1), ("eps", 1e-8))
 
 def frozen_gate(call: Call) -> Straight:
     """Frozen at the input: it may scale signals, and computed from anything it makes a gate or scale of it."""
-    return Straight(call.on(torch.Tensor.detach)())
+    return Straight(call.out_of_place().on(torch.Tensor.detach)())
 
 
 def normalised(call: Call) -> Straight:
@@ -106,11 +113,11 @@ def normalised(call: Call) -> Straight:
         axes, view = range(2, h.ndim + 1), (-1, *[1] * (h.ndim - 2))
     else:
         if not call.argument(5, "use_input_stats", True):
-            raise NotAffine("it uses running statistics")
+            return Straight(call(), call.at_zero(), "affine")
         weight, bias, eps = call.argument(3, "weight"), call.argument(4, "bias"), call.argument(7, "eps", 1e-5)
         groups, axes, view = None, range(2, h.ndim), (-1, *[1] * (h.ndim - 2))
-    if len(call.signals) != 1:
-        raise NotAffine("its weights depend on the input")
+    if len(call.signals) != 1 or mark_of(bias) is not None:
+        raise NotAffine("its weight or bias depends on the input")
     grouped = h if groups is None else h.unflatten(1, (groups, -1))
     centred = grouped - grouped.mean(tuple(axes), keepdim=True)
     with torch.no_grad():
@@ -168,6 +175,7 @@ def attention(call: Call) -> Straight:
         if mask is not None:
             logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
         gates = logits.softmax(-1)
+        gates = gates.masked_fill((logits == -torch.inf).all(-1, keepdim=True), 0)  # a query without a key
     values = v.repeat_interleave(q.shape[-3] // v.shape[-3], -3) if call.kwargs.get("enable_gqa") else v
     return Straight(valued(gates @ values, y))
 
@@ -182,9 +190,13 @@ def glu(call: Call) -> Straight:
 
 def power(call: Call) -> Straight:
     """A power of an activation, such as squared ReLU, is ``f(h) = h * phi(h)``; of another signal only as chosen."""
-    exponent, h = call.argument(1, "exponent", 2), call.first
-    if isinstance(exponent, Tensor) or call.mutates:
-        raise NotAffine("it is a power of a signal")
+    exponent, h, pure = call.argument(1, "exponent", 2), call.first, call.out_of_place()
+    if isinstance(exponent, Tensor):
+        if exponent.requires_grad or mark_of(exponent) is not None or exponent.numel() != 1:
+            raise NotAffine("it is a power whose exponent is a tensor")
+        exponent = exponent.item()
+    if exponent == 1:
+        return Straight(call())
     chosen = call.carry is not None
     if not (chosen or (gating(h) and exponent > 1)):
         raise NotAffine(
@@ -192,9 +204,30 @@ def power(call: Call) -> Straight:
             "h * h**(p - 1) with the second factor frozen"
         )
     with torch.no_grad():
-        y = call()
+        y = pure()
         slope = torch.where(h == 0, 0, y / h)
-    return Straight(WithSlope.apply(h, (y,), slope), kind="carried" if chosen and not gating(h) else None)
+    kind = "carried" if chosen and not gating(h) else None
+    return Straight(written(call, WithSlope.apply(h, (y,), slope)), kind=kind)
+
+
+def is_root(call: Call) -> bool:
+    """Whether a call takes a root, as ``x ** 0.5`` and ``x ** -0.5`` do: a scale, where sqrt and rsqrt are."""
+    exponent = call.argument(1, "exponent")
+    return call.name in ("pow", "float_power") and isinstance(exponent, float) and exponent in (0.5, -0.5)
+
+
+def is_gated_constant(call: Call) -> bool:
+    """Whether a call scales a constant by a frozen gate of the same shape: the constant may carry on, as a constant."""
+    if call.name not in ("mul", "multiply", "rmul", "imul") or len(call.tensors) != 2:
+        return False
+    a, b = call.tensors
+    marks = mark_of(a) or mark_of(b)
+    return (
+        a.shape == b.shape
+        and (mark_of(a) is None) != (mark_of(b) is None)
+        and marks is not None
+        and marks.kind != "bent"
+    )
 
 
 def lp_pool(call: Call) -> Straight:
@@ -209,6 +242,29 @@ def lp_pool(call: Call) -> Straight:
     args = [linear.pop(name) for name, _ in zip(("input", "norm_type"), call.args, strict=False)]
     output = call.func(*args, *call.args[2:], **{**call.kwargs, **linear}) * scale
     return Straight(valued(output, y))
+
+
+def moments(call: Call) -> Straight:
+    """Variance or deviation, which is a frozen scale, and the mean, which is a signal."""
+    dim = call.argument(1, "dim")
+    with torch.no_grad():
+        spread, value = call()
+    mean = torch.mean(call.first, dim=None if isinstance(dim, bool) else dim, keepdim=value.ndim == call.first.ndim)
+    return Straight((spread, valued(mean, value)))
+
+
+def reciprocal(call: Call) -> Straight:
+    """One over a frozen scale is one; of another signal only as chosen."""
+    if call.carry is None:
+        raise NotAffine("it divides by a signal that is not a frozen scale: freeze(..., carry='first') freezes it")
+    return frozen_gate(call)
+
+
+def broadcast(call: Call) -> Any:
+    """Every tensor expanded to their common shape."""
+    tensors = call.args[0] if isinstance(call.args[0], tuple | list) else call.args
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors))  # type: ignore[no-untyped-call]
+    return tuple(t.expand(shape) for t in tensors)
 
 
 def fused(call: Call) -> Straight:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from ._calls import Call, leaves
 from ._straight import NotAffine, Straight
@@ -90,18 +89,17 @@ def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return sum(float((u * v).sum()) for u, v in zip(a, b, strict=True))
 
 
-def follows(before: Sequence[tuple[GradientEdge, Tensor]], straight: Straight) -> bool:
+def follows(signals: Sequence[Tensor], straight: Straight) -> bool:
     """Whether ``<u, y> = <A^T u, s> + <u, c>``: a step's output is what its derivative and its constant say.
 
     Args:
-        before: where the step's signals s stand in the graph, and their values.
+        signals: the step's signals s, leaves of the graph.
         straight: the output y, whose derivative in the graph is A, and the constant c.
     """
     ys = [y for y in leaves(straight.output) if y.requires_grad]
     waves = [wave(y, 1.7) for y in ys]
-    values = dict(before)
-    grads = torch.autograd.grad(ys, list(values), waves, retain_graph=True, allow_unused=True)
-    pairs = [(g, s) for g, s in zip(grads, values.values(), strict=True) if g is not None]
+    grads = torch.autograd.grad(ys, signals, waves, allow_unused=True)
+    pairs = [(g, s.detach()) for g, s in zip(grads, signals, strict=True) if g is not None]
     constants = [] if straight.constant is None else leaves(straight.constant)
     pairs += [(u, c.expand_as(u)) for u, c in zip(waves, constants, strict=False)]
     pairs += [(-u, y.detach()) for u, y in zip(waves, ys, strict=True)]
