@@ -114,7 +114,7 @@ class Probe:
             raise
         except Exception as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ModelError(f"the model no longer runs as when it was recorded: freeze it again ({said})") from error
+            raise ModelError(f"the model no longer runs as when it was recorded, freeze again ({said})") from error
 
 
 def _moved(a: Tensor | float, b: Tensor | float) -> bool:
