@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 import torchvision
-from cost import machine, timed
 from tqdm import tqdm
 
 import relupath
+from cost import machine, timed
 
 NETWORKS = ("vgg16", "resnet50", "convnext_tiny", "vit_b_16", "squeezenet1_0", "mobilenet_v3_small")
 

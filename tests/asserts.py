@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.modules.module as module_globals
@@ -84,6 +85,67 @@ def assert_evaluates(model: PathModel, frozen: Frozen) -> None:
     assert_close(by_hand, model.value, size)
     assert_close(model(x if len(x) > 1 else x[0]), model.value, size)
     assert_close(model.weight_part + model.bias, model.value, size)
+
+
+def weighted(output: Tensor) -> Tensor:
+    """A target in which every logit counts, none like another."""
+    return output @ torch.linspace(1, 2, output.shape[-1], dtype=output.dtype)
+
+
+def assert_twin(frozen: Frozen, twin: Callable[..., Tensor], names: Sequence[str] = ()) -> None:
+    """Output and weights are those of a twin in plain torch, in which gates and scales are constants by hand.
+
+    Args:
+        frozen: the frozen network.
+        twin: from the explained inputs to the output.
+        names: what the logits stand for, to say which of them is wrong.
+    """
+    entries = [layer.output.clone().requires_grad_() for layer in frozen.inputs]
+    with torch.enable_grad():
+        expected = twin(*entries)
+    assert_close(frozen.output, expected.detach())
+    gradients = torch.autograd.grad(weighted(expected).sum(), entries, retain_graph=True)
+    pairs = zip(weights(relupath.linear_model(frozen, weighted)), gradients, strict=True)
+    wrong = [sentence for pair in pairs if (sentence := refusal(partial(assert_close, *pair), AssertionError))]
+    assert not wrong, (wrong, _wrong_logits(frozen, expected, entries, names))
+    assert all(gradient.any() for gradient in gradients), "a derivative that vanishes shows nothing"
+
+
+def _wrong_logits(frozen: Frozen, expected: Tensor, entries: Sequence[Tensor], names: Sequence[str]) -> list[object]:
+    """The logits whose weights are not the twin's."""
+    found: list[object] = []
+    for c in range(expected.shape[1]):
+        cotangent = torch.zeros_like(frozen.output)
+        cotangent[:, c] = 1
+        gradients = torch.autograd.grad(expected[:, c].sum(), entries, retain_graph=True)
+        pairs = zip(frozen.vjp({frozen.top: cotangent}, frozen.inputs), gradients, strict=True)
+        if any(refusal(partial(assert_close, *pair), AssertionError) for pair in pairs):
+            found.append(names[c] if names else c)
+    return found
+
+
+def assert_branches(
+    model: nn.Module,
+    x: Tensor,
+    twins: Sequence[Callable[..., Tensor]],
+    names: Sequence[str],
+    to_the_bit: bool = True,
+    **how: str | None,
+) -> Frozen:
+    """Branches side by side are what the model computes, complete together, and each is its twin.
+
+    Where torch takes another kernel when derivatives are needed, the output is the model's to round-off.
+    """
+    frozen = relupath.freeze(model, x, **how)
+    if to_the_bit:
+        with torch.no_grad():
+            differ = (frozen.output != model(x.clone())).any(0)
+        assert not differ.any(), [name for name, differs in zip(names, differ, strict=True) if differs]
+    else:
+        assert_close(frozen.output, model(x).detach())
+    assert_complete(frozen, weighted)
+    assert_twin(frozen, lambda entry: model(entry, twins), names)
+    return frozen
 
 
 def assert_bias_from_sources_below(frozen: Frozen, target: object, path: Path, model: PathModel) -> None:

@@ -25,6 +25,16 @@ settings.load_profile("fixed")
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--runslow", action="store_true", help="also run the whole zoo of networks (half an hour)")
+
+
+def pytest_collection_modifyitems(config, items):
+    slow = [] if config.getoption("--runslow") else [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

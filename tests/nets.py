@@ -58,6 +58,36 @@ def example(shape: Sequence[int], seed: int, batch: int = 2, dtype: torch.dtype 
     return torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+class Branches(nn.Module):
+    """A linear map to shape (4, 6), then branches side by side: the logit of each is a fixed sum of all that it gives.
+
+    A branch is a module, or a function of (this module, h) that may use its parts and writes to no h but its own.
+    Called with twins in place of the branches it is a twin of itself; that of a module is a function of (module, h).
+    """
+
+    def __init__(self, branches: Sequence[Callable[..., Tensor]], **parts: nn.Module | Tensor) -> None:
+        super().__init__()
+        self.fc = nn.Linear(5, 24)
+        self.branches = nn.ModuleList(
+            branch if isinstance(branch, nn.Module) else Lambda(self._of_this, branch=branch) for branch in branches
+        )
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.register_buffer("readout", torch.cos(1.3 * torch.arange(100) + 1))
+
+    def forward(self, x: Tensor, twins: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
+        h = self.fc(x).unflatten(1, (4, 6))
+        if twins is None:
+            results = [branch(h.clone() if hasattr(branch, "inplace") else h) for branch in self.branches]
+        else:
+            owners = [self if hasattr(branch, "branch") else branch for branch in self.branches]
+            results = [twin(owner, h) for twin, owner in zip(twins, owners, strict=True)]
+        return torch.stack([(y := result.flatten(1)) @ self.readout[: y.shape[1]] for result in results], 1)
+
+    def _of_this(self, own: Lambda, h: Tensor) -> Tensor:
+        return own.branch(self, h)
+
+
 # --- layered networks: h_l = sum_{k<l} A_lk a_k + c_l, a_l = relu(h_l), y = sum_k B_k a_k + d ---
 
 STYLES = ("module", "shared", "functional", "method", "inplace", "inplace_method", "leaky")

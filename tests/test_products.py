@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asserts import assert_close, assert_complete
-from nets import randomise
+from asserts import assert_branches, assert_close, assert_complete
+from nets import Branches, randomise
 from relupath import Path, freeze, linear_model
 from relupath.errors import UnsupportedOperation
 
@@ -219,27 +219,6 @@ def test_what_the_explained_output_does_not_need_is_not_refused():
         freeze(model, given_input(), output=lambda out: out["other"])
 
 
-ZOO = ("shufflenet_v2_x0_5", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "swin_t")
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_torchvision_classifiers_are_complete(name):
-    torchvision = pytest.importorskip("torchvision")
-    model = randomise(torchvision.models.get_model(name, weights=None), 5).eval()
-    x = torch.linspace(0, 300, 3 * 64 * 64, dtype=torch.float64).view(1, 3, 64, 64).sin()
-    frozen = freeze(model, x)
-    assert_complete(frozen, 7)
-    assert all(operation.kind != "tested" for operation in frozen.operations)
-
-
-def test_vision_transformers_are_complete():
-    torchvision = pytest.importorskip("torchvision")
-    make = torchvision.models.vision_transformer.VisionTransformer
-    model = randomise(make(32, 8, 2, 2, 16, 32, num_classes=5), 5).eval()
-    x = torch.linspace(0, 300, 2 * 3 * 32 * 32, dtype=torch.float64).view(2, 3, 32, 32).sin()
-    assert_complete(freeze(model, x), 2)
-
-
 def test_a_weight_that_is_a_signal_is_differentiated_as_one():
     """Nothing of a convolution's or linear map's constant input may be thrown away when the weight is the signal."""
     fixed = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 6)
@@ -302,3 +281,292 @@ def test_a_path_can_stand_on_a_layer_of_one_number_a_sample():
     path = Path.of([(frozen.layers[0].name, [()])])
     whole = linear_model(frozen, 0)
     assert_close(linear_model(frozen, 0, path=path).weight, whole.weight)
+
+
+# --- every product of two signals: refused by name, or as chosen ---
+
+C = torch.linspace(-1, 1, 48, dtype=torch.float64).view(2, 4, 6).cos()
+WEIGHTS = torch.linspace(-1, 1, 3 * 6 * 6, dtype=torch.float64).view(3, 6, 6).sin()
+CARRY = ("first", "second", "half")
+
+
+def each(function):
+    """A function of two matrices, sample by sample."""
+    return lambda u, v: torch.stack([function(s, t) for s, t in zip(u, v, strict=True)])
+
+
+PRODUCTS = {
+    "two branches": ("mul", lambda u, v: u * v),
+    "mul": ("mul", torch.mul),
+    "mul by keyword": ("mul", lambda u, v: torch.mul(input=u, other=v)),
+    "multiply": ("multiply", torch.multiply),
+    "mul, broadcast": ("mul", lambda u, v: u[:, :, None] * v[:, None, :, :2].repeat(1, 1, 1, 3)),
+    "mul, then a sum": ("mul", lambda u, v: (u * v).sum(-1)),
+    "matmul": ("matmul", lambda u, v: u @ v.mT),
+    "torch.matmul": ("matmul", lambda u, v: torch.matmul(u, v.transpose(1, 2))),
+    "torch.linalg.matmul": ("linalg_matmul", lambda u, v: torch.linalg.matmul(u, v.mT)),
+    "bmm": ("bmm", lambda u, v: torch.bmm(u, v.mT)),
+    "mm": ("mm", each(lambda s, t: s.mm(t.T))),
+    "mv": ("mv", each(lambda s, t: torch.mv(s, t[1]))),
+    "dot": ("dot", each(lambda s, t: torch.dot(s[0], t[1])[None])),
+    "inner": ("inner", each(torch.inner)),
+    "outer": ("outer", each(lambda s, t: torch.outer(s[0], t[1]))),
+    "tensordot": ("tensordot", each(lambda s, t: torch.tensordot(s, t, ([1], [1])))),
+    "einsum": ("einsum", lambda u, v: torch.einsum("bij,bkj->bik", u, v)),
+    "einsum of a list": ("einsum", lambda u, v: torch.einsum("bij,bij->bi", [u, v])),
+    "einsum by numbers": ("einsum", lambda u, v: torch.einsum(u, [0, 1, 2], v, [0, 3, 2], [0, 1, 3])),
+    "bilinear pooling": ("einsum", lambda u, v: torch.einsum("bic,bid->bcd", u, v)),
+    "bilinear": ("bilinear", lambda u, v: F.bilinear(u, v, WEIGHTS, WEIGHTS[:, 0, 0])),
+    "bilinear without bias": ("bilinear", lambda u, v: torch.bilinear(u, v, WEIGHTS, None)),
+    "addcmul": ("addcmul", lambda u, v: torch.addcmul(C, u, v, value=0.5)),
+    "addmm": ("addmm", each(lambda s, t: torch.addmm(C[0, :, :4], s, t.T, beta=0.3, alpha=2))),
+    "addmm method": ("addmm", each(lambda s, t: C[0, :, :4].addmm(s, t.T))),
+    "addmv": ("addmv", each(lambda s, t: torch.addmv(C[0, :, 0], s, t[0]))),
+    "addr": ("addr", each(lambda s, t: torch.addr(C[0], s[:, 1], t[2]))),
+    "baddbmm": ("baddbmm", lambda u, v: torch.baddbmm(C[:, :, :4], u, v.mT, beta=0.3, alpha=2.0)),
+    "addbmm": ("addbmm", each(lambda s, t: torch.addbmm(C[0, :, :4], s[None], t.T[None]))),
+}
+
+
+def out_of(h):
+    """The two factors."""
+    return h, h.flip(1)
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_products_of_two_signals_are_refused_by_name(case):
+    name, product = PRODUCTS[case]
+    with pytest.raises(UnsupportedOperation, match=rf"^{name} in module 'branches\.0'.*two signals.*carry='first'"):
+        freeze(randomise(Branches([lambda m, h: product(*out_of(h))]), 3), given_input())
+
+
+def assert_carried(cases, carry):
+    """Branches by name, each with its twin, with a choice of what carries on in products."""
+    model = randomise(Branches([branch for branch, _ in cases.values()]), 3)
+    return assert_branches(model, given_input(), [twin for _, twin in cases.values()], list(cases), carry=carry)
+
+
+def carrying(product, carry):
+    """The twin of a product in which one factor carries on, or each by half."""
+    twins = {
+        "first": lambda u, v: product(u, v.detach()),
+        "second": lambda u, v: product(u.detach(), v),
+        "half": lambda u, v: (product(u, v.detach()) + product(u.detach(), v)) / 2,
+    }
+    return lambda m, h: twins[carry](*out_of(h))
+
+
+@pytest.mark.parametrize("carry", CARRY)
+def test_products_of_two_signals_carry_on_as_chosen(carry):
+    cases = {
+        case: (lambda m, h, f=product: f(*out_of(h)), carrying(product, carry))
+        for case, (_, product) in PRODUCTS.items()
+    }
+    frozen = assert_carried(cases, carry)
+    assert [op.kind for op in frozen.operations].count("carried") >= len(cases)
+
+
+@pytest.mark.parametrize("carry", CARRY)
+def test_what_is_added_to_a_product_is_added_whole(carry):
+    """A signal that is added counts once, also where each factor carries on by half."""
+    added = {
+        "addcmul": (lambda m, h: torch.addcmul(h, h, h.flip(1)), lambda u, v: u * v, lambda h: h),
+        "baddbmm": (
+            lambda m, h: torch.baddbmm(h[..., :4], h, h.flip(1).mT),
+            lambda u, v: u @ v.mT,
+            lambda h: h[..., :4],
+        ),
+    }
+    cases = {
+        name: (branch, lambda m, h, f=product, rest=rest: rest(h) + carrying(f, carry)(m, h))
+        for name, (branch, product, rest) in added.items()
+    }
+    assert_carried(cases, carry)
+
+
+def norms(u, v, dim):
+    return (u.norm(dim=dim) * v.norm(dim=dim)).detach()
+
+
+COSINES = {
+    "function": (
+        lambda u, v: F.cosine_similarity(u, v, dim=-1),
+        lambda u, v: (u * v).sum(-1),
+        lambda u, v: norms(u, v, -1),
+    ),
+    "keywords": (
+        lambda u, v: torch.cosine_similarity(x1=u, x2=v, dim=1, eps=1e-6),
+        lambda u, v: (u * v).sum(1),
+        lambda u, v: norms(u, v, 1),
+    ),
+    "broadcast": (
+        lambda u, v: F.cosine_similarity(u[:, :, None], v[:, None], dim=-1),
+        lambda u, v: u @ v.mT,
+        lambda u, v: norms(u[:, :, None], v[:, None], -1),
+    ),
+}
+
+
+@pytest.mark.parametrize("carry", CARRY)
+def test_cosine_similarity_is_a_product_over_frozen_norms(carry):
+    cases = {
+        name: (
+            lambda m, h, f=function: f(*out_of(h)),
+            lambda m, h, f=product, size=size: carrying(f, carry)(m, h) / size(*out_of(h)),
+        )
+        for name, (function, product, size) in COSINES.items()
+    }
+    cases["module"] = lambda m, h: nn.CosineSimilarity(-1)(*out_of(h)), cases["function"][1]
+    assert_carried(cases, carry)
+
+
+def test_cosine_similarity_with_a_constant_needs_no_choice():
+    cases = {
+        "second": (lambda m, h: F.cosine_similarity(h, C, -1), lambda m, h: (h * C).sum(-1) / norms(h, C, -1)),
+        "first": (lambda m, h: F.cosine_similarity(C, h, 1), lambda m, h: (h * C).sum(1) / norms(h, C, 1)),
+        "a head": (
+            lambda m, h: F.linear(F.normalize(h, dim=-1), F.normalize(C[0], dim=-1)),
+            lambda m, h: h / h.norm(dim=-1, keepdim=True).detach() @ F.normalize(C[0], dim=-1).T,
+        ),
+    }
+    assert_carried(cases, None)
+    model = Branches([lambda m, h: F.cosine_similarity(*out_of(h), dim=-1)])
+    with pytest.raises(UnsupportedOperation, match=r"^cosine_similarity in module.*carry='first'"):
+        freeze(randomise(model, 3), given_input())
+
+
+def _times(y, factor):
+    y *= factor
+    return y
+
+
+def _over(y, divisor):
+    y /= divisor
+    return y
+
+
+POWERS = {
+    "x**2": (lambda h: h**2, lambda h: h * h.detach()),
+    "x*x": (lambda h: h * h, lambda h: h * h.detach()),
+    "square": (torch.square, lambda h: h * h.detach()),
+    "pow": (lambda h: h.pow(2), lambda h: h * h.detach()),
+    "float_power": (lambda h: torch.float_power(h, 2), lambda h: h * h.detach()),
+    "x**3": (lambda h: h**3, lambda h: h * (h * h).detach()),
+    "a root": (lambda h: (h.abs() + 1) ** 0.5, lambda h: (h.abs() + 1) * (h.abs() + 1).rsqrt().detach()),
+    "an inverse": (lambda h: (h.abs() + 1) ** -1, lambda h: (h.abs() + 1) / (h.abs() + 1).square().detach()),
+    "x/x.sum()": (lambda h: h / h.sum(-1, keepdim=True), lambda h: h / h.sum(-1, keepdim=True).detach()),
+    "div by keyword": (lambda h: torch.div(h, other=h.flip(1) + 9), lambda h: h / (h.flip(1) + 9).detach()),
+    "div_": (lambda h: h.clone().div_(h.flip(1) + 9), lambda h: h / (h.flip(1) + 9).detach()),
+    "idiv": (lambda h: _over(h.clone(), h.flip(1) + 9), lambda h: h / (h.flip(1) + 9).detach()),
+    "L1 normalisation": (
+        lambda h: h / h.abs().sum(-1, keepdim=True),
+        lambda h: h / h.abs().sum(-1, keepdim=True).detach(),
+    ),
+    "softsign by hand": (lambda h: h / (1 + h.abs()), lambda h: h / (1 + h.abs()).detach()),
+}
+
+
+@pytest.mark.parametrize("case", POWERS)
+def test_powers_and_quotients_of_signals_are_refused_by_name(case):
+    name = "|".join(("mul", "pow", "square", "float_power", "div"))
+    model = randomise(Branches([lambda m, h: POWERS[case][0](h)]), 3)
+    with pytest.raises(UnsupportedOperation, match=rf"^({name}) in module 'branches\.0'.*carry='first'"):
+        freeze(model, given_input())
+
+
+@pytest.mark.parametrize("carry", CARRY)
+def test_powers_and_quotients_freeze_all_but_one_factor(carry):
+    cases = {name: (lambda m, h, f=f: f(h), lambda m, h, f=twin: f(h)) for name, (f, twin) in POWERS.items()}
+    assert_carried(cases, carry)
+
+
+THREE = {
+    "a product": (lambda u, v, w: torch.einsum("bij,bij,bij->bij", u, v, w)),
+    "a form": (lambda u, v, w: torch.einsum("bid,bjd,bje->bie", u, v, w)),
+}
+
+
+@pytest.mark.parametrize("case", THREE)
+def test_an_einsum_of_three_signals(case):
+    f = THREE[case]
+
+    def branch(m, h):
+        return f(h, h.flip(1), h.roll(1, 2))
+
+    def share(h, one):
+        return f(*(t if i == one else t.detach() for i, t in enumerate((h, h.flip(1), h.roll(1, 2)))))
+
+    with pytest.raises(UnsupportedOperation, match=r"^einsum in module.*carry='first'"):
+        freeze(randomise(Branches([branch]), 3), given_input())
+    assert_carried({case: (branch, lambda m, h: share(h, 0))}, "first")
+    assert_carried({case: (branch, lambda m, h: sum(share(h, i) for i in range(3)) / 3)}, "half")
+    assert_complete(freeze(randomise(Branches([branch]), 3), given_input(), carry="second"), 0)
+
+
+def test_two_of_three_factors_that_are_gates_leave_the_signal():
+    cases = {
+        "a squashed one": (
+            lambda m, h: torch.einsum("bid,bjd,bij->bid", h, F.relu(h.flip(1)), torch.sigmoid(h[..., :4])),
+            lambda m, h: torch.einsum("bid,bjd,bij->bid", h, F.relu(h.flip(1)).detach(), h[..., :4].sigmoid().detach()),
+        ),
+        "activations": (
+            lambda m, h: torch.einsum("bij,bij,bij->bij", F.relu(h), h.roll(1, 2), F.gelu(h.flip(1))),
+            lambda m, h: F.relu(h).detach() * h.roll(1, 2) * F.gelu(h.flip(1)).detach(),
+        ),
+    }
+    assert_carried(cases, None)
+
+
+@pytest.mark.parametrize("carry", [None, "first", "half"])
+def test_the_factor_that_comes_out_of_an_activation_is_the_gate_whatever_is_chosen(carry):
+    def twin(f):
+        return lambda m, h: f(F.relu(h).detach(), h.flip(1))
+
+    forms = {
+        "mul": lambda r, v: r * v,
+        "matmul": lambda r, v: r @ v.mT,
+        "bmm": lambda r, v: torch.bmm(r, v.mT),
+        "einsum": lambda r, v: torch.einsum("bij,bkj->bik", r, v),
+        "bilinear": lambda r, v: F.bilinear(r, v, WEIGHTS),
+        "baddbmm": lambda r, v: torch.baddbmm(C[:, :, :4], r, v.mT),
+        "addcmul": lambda r, v: torch.addcmul(C, r, v),
+        "scaled and moved": lambda r, v: (2 * r).flip(1).transpose(1, 2) @ v,
+    }
+    cases = {name: (lambda m, h, f=f: f(F.relu(h), h.flip(1)), twin(f)) for name, f in forms.items()}
+    cases["in place"] = (
+        lambda m, h: h.flip(1).mul_(F.relu(h)),
+        lambda m, h: h.flip(1) * F.relu(h).detach(),
+    )
+    cases["a squashed factor of an activation"] = (
+        lambda m, h: F.relu(h.flip(1)) * F.hardsigmoid(h),
+        lambda m, h: F.relu(h.flip(1)) * F.hardsigmoid(h).detach(),
+    )
+    assert_carried(cases, carry)
+
+
+def test_a_product_in_place_carries_on_what_is_written_to():
+    cases = {
+        "mul_": (lambda m, h: h.clone().mul_(h.flip(1)), lambda m, h: h * h.flip(1).detach()),
+        "imul": (lambda m, h: _times(h.clone(), h.flip(1)), lambda m, h: h * h.flip(1).detach()),
+        "out": (lambda m, h: torch.mul(h, h.flip(1), out=torch.empty_like(C)), lambda m, h: h * h.flip(1).detach()),
+    }
+    assert_carried(cases, "first")
+    for branch, _ in cases.values():
+        with pytest.raises(UnsupportedOperation, match=r"^mul in module 'branches\.0'.*carry='first'"):
+            freeze(randomise(Branches([branch]), 3), given_input())
+
+
+@pytest.mark.parametrize("carry", ["second", "half"])
+def test_a_choice_leaves_gates_scales_and_attention_as_they_are(carry):
+    cases = {
+        "attention": (
+            lambda m, h: (h @ h.flip(1).mT).softmax(-1) @ h,
+            lambda m, h: (h @ h.flip(1).mT).softmax(-1).detach() @ h,
+        ),
+        "layer norm by hand": (
+            lambda m, h: (h - h.mean(-1, True)) / ((h - h.mean(-1, True)) ** 2).mean(-1, True).sqrt(),
+            lambda m, h: (h - h.mean(-1, True)) / ((h - h.mean(-1, True)) ** 2).mean(-1, True).sqrt().detach(),
+        ),
+        "swish": (lambda m, h: h * torch.sigmoid(h), lambda m, h: h * torch.sigmoid(h).detach()),
+    }
+    assert_carried(cases, carry)

@@ -107,9 +107,12 @@ class Call:
 
     @property
     def writes_by_schema(self) -> bool:
-        """Whether the function is an operator that declares to write to some of its arguments."""
+        """Whether the function is an operator that writes to some argument, other than torch's own in-place forms."""
         operator = getattr(self.func, "default", self.func)
-        return isinstance(operator, torch._ops.OpOverload) and operator._schema.is_mutable
+        if not isinstance(operator, torch._ops.OpOverload) or not operator._schema.is_mutable:
+            return False
+        name: str = operator._schema.name
+        return not (name.startswith("aten::") and name.endswith("_"))
 
     @property
     def mutates(self) -> bool:

@@ -12,6 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from ._frozen import Frozen
 from ._model import kept, refuse_unusable, unwrapped
+from ._own import RULE
 from ._places import UnseenOperation, module_paths, numbered, origin, place, refusal
 from ._probe import Probe
 from ._record import Choices, Recorder
@@ -82,6 +83,8 @@ def freeze(
     except RelupathError:
         raise
     except Exception as error:
+        if RULE in getattr(error, "__notes__", ()):
+            raise
         _refuse_if_the_model_runs(model, (*explained, *args), kwargs or {}, modules, error)
         raise
     return Frozen(

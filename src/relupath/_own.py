@@ -17,6 +17,7 @@ from ._straight import NotAffine, Straight, WithSlope
 from .errors import UsageError
 
 Slope = Callable[..., Tensor]
+RULE = "raised by a rule given to relupath.freezes"
 
 
 def freezes(operation: Any) -> Callable[[Slope], Slope]:
@@ -68,7 +69,7 @@ def _spellings(operation: Any) -> list[Any]:
         return [operation, *(getattr(operation, name) for name in operation.overloads())]  # type: ignore[no-untyped-call]
     name = getattr(operation, "__name__", "")
     spellings = [f for home in HOMES if callable(f := getattr(home, name, None))] if name else []
-    if any(f is operation for f in spellings):
+    if not isinstance(operation, type) and any(f is operation for f in spellings):
         return spellings
     if not isinstance(operation, FunctionType) or operation.__code__.co_filename != torch.overrides.__file__:
         name = getattr(operation, "__qualname__", repr(operation))
@@ -105,7 +106,11 @@ def _rule(slope: Slope) -> Callable[[Call], Straight]:
             y = alone()
             if any(t._version for t in alone.tensors):
                 raise NotAffine("it writes to its argument")
-            phi = slope(*frozen.args, **frozen.kwargs)
+            try:
+                phi = slope(*frozen.args, **frozen.kwargs)
+            except Exception as error:
+                error.add_note(RULE)
+                raise
         fits = isinstance(y, Tensor) and y.shape == h.shape and isinstance(phi, Tensor) and phi.shape in ((), h.shape)
         if not fits or not torch.isfinite(phi).all():
             raise NotAffine("its rule must give a finite slope of the shape of its output and its argument")
