@@ -68,7 +68,9 @@ def line() -> str:
 def line_of(node: Any) -> str:
     """The line of the user's code that made a graph node, if autograd was asked to note it (anomaly mode)."""
     frames = [_FRAME.match(frame) for frame in node.metadata.get("traceback_", ())]
-    found = [(m[1], m[2]) for m in frames if m and not m[1].startswith(_FOLDERS)]
+    found = [
+        (m[1], m[2]) for m in frames if m and not m[1].startswith((*_FOLDERS, "<")) and "site-packages" not in m[1]
+    ]
     return f"{os.path.basename(found[-1][0])}:{found[-1][1]}" if found else ""
 
 
