@@ -22,7 +22,7 @@ from asserts import assert_complete, assert_same_model, assert_untouched
 from nets import Lambda, example, randomise
 from relupath import freeze, linear_model
 from relupath._gates import TABLE
-from relupath.errors import ModelError, RelupathError, UnsupportedOperation
+from relupath.errors import IncompleteError, ModelError, RelupathError, UnsupportedOperation
 from test_detection import LIES, LIVE, Residual, Sines, Site, assert_found_or_right, assert_found_out, holding, quietly
 from test_usage import Checkpointed, Tokens, assert_left_alone
 
@@ -101,6 +101,7 @@ def _single(h: Tensor) -> Tensor:
 
 LOST: dict[str, Callable[[Tensor], Tensor]] = {
     "unseen, in single precision": _single,
+    "a derivative taken in the forward": lambda h: torch.autograd.functional.jacobian(lambda v: (v**2).sum(), h),
 }
 
 
@@ -398,3 +399,18 @@ def test_check_of_a_recording_works_or_says_that_the_model_was_changed(case):
             frozen.check(0)
         except ModelError as error:
             assert "freeze again" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.fc(x) * (2 if torch.is_grad_enabled() else 1),
+        lambda m, x: m.fc(x) * (2 if m.fc(x).requires_grad else 1),
+        lambda m, x: m.fc(x) + (not torch.overrides._get_current_function_mode()),
+    ],
+    ids=["grad mode", "requires_grad", "function mode"],
+)
+def test_a_forward_that_asks_whether_it_is_recorded_is_found_out(forward):
+    frozen = freeze(randomise(Lambda(forward, fc=lin(5, 3)), 0), example((5,), 1))
+    with pytest.raises(IncompleteError, match="not what the model gives by itself"):
+        frozen.check(0)

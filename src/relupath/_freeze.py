@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from ._choices import Choices
 from ._frozen import Frozen
 from ._model import kept, refuse_unusable, unwrapped
 from ._own import RULE
 from ._places import UnseenOperation, module_paths, numbered, origin, place, refusal
 from ._probe import Probe
-from ._record import Choices, Recorder
+from ._record import Recorder
 from ._tested import TOLERANCE
 from ._units import Layer
 from .errors import InputError, ModelError, RelupathError, UnknownLayerError
@@ -72,20 +73,20 @@ def freeze(
     if isinstance(layers, str):
         raise UnknownLayerError(f"layers takes a list of names, such as [{layers!r}]; got the text {layers!r}")
     choices = Choices(named, None if layers is None else _names(layers, modules), carry)
-    run = partial(_record, model, modules, (*explained, *args), kwargs or {}, output, len(explained))
+    run = _Run(model, modules, (*explained, *args), kwargs or {}, output, len(explained))
     recorder = Recorder(modules, choices)
     try:
-        top = run(recorder)
+        top = run.recorded(recorder)
     except UnseenOperation:
         with torch.autograd.set_detect_anomaly(True, check_nan=False):
-            run(Recorder(modules, choices))  # now autograd notes the lines, so that the error names it
+            run.recorded(Recorder(modules, choices))  # now autograd notes the lines, so that the error names it
         raise
     except RelupathError:
         raise
     except Exception as error:
         if RULE in getattr(error, "__notes__", ()):
             raise
-        _refuse_if_the_model_runs(model, (*explained, *args), kwargs or {}, modules, error)
+        _refuse_if_the_model_runs(run, error)
         raise
     return Frozen(
         output=top.output,
@@ -97,54 +98,57 @@ def freeze(
         modules=modules,
         tolerance=max(TOLERANCE[dtype] for dtype in recorder.dtypes),
         writes_to_views=recorder.writes_to_views,
-        probe=Probe(run, modules, choices),
+        probe=Probe(run.recorded, run.plain, modules, choices),
     )
 
 
-def _record(
-    model: nn.Module,
-    modules: Mapping[nn.Module, str],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    output: Callable[[Any], Tensor] | None,
-    explained: int,
-    recorder: Recorder,
-) -> Layer:
-    """Run the model once under a recorder; of the arguments the first ones are explained, unless layers are."""
-    choices = recorder.choices
-    with torch.inference_mode(False), torch.enable_grad(), kept(modules, args), recorder.recording():
-        if not choices.inputs:
-            names = ["x"] if explained == 1 else [f"x{i}" for i in range(explained)]
-            signals = [recorder.enter(name, value) for name, value in zip(names, args, strict=False)]
-            args = (*signals, *args[explained:])
-        elif choices.inputs == EMBEDDINGS and "embeddings" not in modules.values():
-            recorder.explain_lookups_of(args[:explained])
-        raw = model(*args, **kwargs)
-        result = raw if output is None else output(raw)
-        _refuse_missing(choices.inputs if not recorder.inputs or len(choices.inputs) > 1 else None, recorder.inputs)
-        _refuse_missing(choices.layers, recorder.layers)
-        signal = recorder.signal(result) if isinstance(result, Tensor) else None
-    return _top(result, signal, recorder.inputs)
+@dataclass(frozen=True)
+class _Run:
+    """A model with its arguments, of which the first ones are explained, unless layers are."""
+
+    model: nn.Module
+    modules: Mapping[nn.Module, str]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Callable[[Any], Tensor] | None
+    explained: int
+
+    def plain(self) -> Any:
+        """The explained output, as the model gives it by itself."""
+        args = [value.clone() if isinstance(value, Tensor) else value for value in self.args]
+        with torch.no_grad(), kept(self.modules, self.args):
+            raw = self.model(*args, **self.kwargs)
+            return raw if self.output is None else self.output(raw)
+
+    def recorded(self, recorder: Recorder) -> Layer:
+        """The explained output, of a run under a recorder."""
+        choices, args = recorder.choices, self.args
+        with torch.inference_mode(False), torch.enable_grad(), kept(self.modules, args), recorder.recording():
+            if not choices.inputs:
+                names = ["x"] if self.explained == 1 else [f"x{i}" for i in range(self.explained)]
+                signals = [recorder.enter(name, value) for name, value in zip(names, args, strict=False)]
+                args = (*signals, *args[self.explained :])
+            elif choices.inputs == EMBEDDINGS and "embeddings" not in self.modules.values():
+                recorder.explain_lookups_of(args[: self.explained])
+            raw = self.model(*args, **self.kwargs)
+            result = raw if self.output is None else self.output(raw)
+            _refuse_missing(choices.inputs if not recorder.inputs or len(choices.inputs) > 1 else None, recorder.inputs)
+            _refuse_missing(choices.layers, recorder.layers)
+            signal = recorder.signal(result) if isinstance(result, Tensor) else None
+        return _top(result, signal, recorder.inputs)
 
 
-def _refuse_if_the_model_runs(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    modules: Mapping[nn.Module, str],
-    error: Exception,
-) -> None:
+def _refuse_if_the_model_runs(run: _Run, error: Exception) -> None:
     """Say in words what torch cannot do while a model is recorded; a model's own error stays as it is.
 
     Raises:
         UnsupportedOperation: the model runs on these arguments, so that recording is to blame.
     """
     try:
-        with torch.no_grad(), kept(modules, args):
-            model(*args, **kwargs)
+        run.plain()
     except Exception:  # the model's own error
         return
-    path, where = origin(error, modules)
+    path, where = origin(error, run.modules)
     said = f"{type(error).__name__}: {error}".splitlines()[0]
     raise refusal(
         place("an operation", path, where), f"torch cannot run it where derivatives are taken ({said})"

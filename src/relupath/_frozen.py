@@ -180,16 +180,17 @@ class Frozen:
     def check(self, target: TargetLike = None) -> Completeness:
         """Verify f(x) = <W, x> + b, with b summed over every constant of the network: b = sum <df/ds, s>.
 
-        The model runs twice more, to see that the constants stay what they are when the input moves a little.
+        The model runs three times more, to see that it gives this output by itself, and that the constants stay what
+        they are when the input moves a little.
 
         Source: section 3 of the paper (the locally linear model); the second route counts what each constant adds.
 
         Raises:
-            IncompleteError: the routes differ beyond round-off, samples of the batch influence each other, or a
-                constant moves with the input.
+            IncompleteError: the routes differ beyond round-off, samples of the batch influence each other, a constant
+                moves with the input, or the model gives another output by itself.
         """
         functional = self.functional(target)
-        self.probe.constants(self.inputs[0].output.dtype)
+        self.probe.again(self.inputs[0].output.dtype, self.tolerance)
         rows = [self._account(functional, sample) for sample in range(self.batch)]
         weight_part, from_sources, size = (torch.stack(column) for column in zip(*rows, strict=True))
         bias = functional.value - weight_part

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.backends import mha
 from torch.nn.utils import parametrize
 
 from ._calls import leaves
@@ -73,12 +74,13 @@ def kept(modules: Iterable[nn.Module], inputs: Sequence[Any]) -> Iterator[None]:
 
 
 class _Plain:
-    """While at least one network is being recorded: nothing is compiled, checkpointing calls its function plainly."""
+    """While at least one network is recorded: no compiling, no fast path, checkpointing calls its function plainly."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.users = 0
         self.before: dict[str, Any] = {}
+        self.fast = True
         self.eager: AbstractContextManager[Any] = nullcontext()
 
     def __enter__(self) -> None:
@@ -90,6 +92,8 @@ class _Plain:
                 stand_ins = {"CheckpointFunction": _CheckpointFunction, **generators}
                 self.before = {name: checkpointing[name] for name in stand_ins}
                 checkpointing.update(stand_ins)
+                self.fast = mha.get_fastpath_enabled()
+                mha.set_fastpath_enabled(False)
                 if "torch._dynamo" in sys.modules:
                     self.eager = torch.compiler.set_stance("force_eager")
                 self.eager.__enter__()
@@ -101,6 +105,7 @@ class _Plain:
             self.users -= 1
             if not self.users:
                 vars(torch.utils.checkpoint).update(self.before)
+                mha.set_fastpath_enabled(self.fast)
                 self.eager.__exit__(None, None, None)
                 self.eager = nullcontext()
 

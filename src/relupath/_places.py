@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .errors import UnsupportedOperation
@@ -68,9 +67,8 @@ def line() -> str:
 def line_of(node: Any) -> str:
     """The line of the user's code that made a graph node, if autograd was asked to note it (anomaly mode)."""
     frames = [_FRAME.match(frame) for frame in node.metadata.get("traceback_", ())]
-    found = [
-        (m[1], m[2]) for m in frames if m and not m[1].startswith((*_FOLDERS, "<")) and "site-packages" not in m[1]
-    ]
+    ours = tuple(os.path.dirname(sys.modules[own].__file__ or "") + os.sep for own in _OURS if own in sys.modules)
+    found = [(m[1], m[2]) for m in frames if m and not m[1].startswith((*ours, "<"))]
     return f"{os.path.basename(found[-1][0])}:{found[-1][1]}" if found else ""
 
 
@@ -103,6 +101,5 @@ def refusal(where: str, reason: str) -> UnsupportedOperation:
     )
 
 
-_OURS = (__name__.partition(".")[0], "torch", "jaxtyping", "beartype")
-_FOLDERS = (os.path.dirname(__file__) + os.sep, os.path.dirname(torch.__file__) + os.sep)
+_OURS = (__name__.partition(".")[0], "torch", "functorch", "jaxtyping", "beartype")
 _FRAME = re.compile(r'\s*File "(.*?)", line (\d+)')

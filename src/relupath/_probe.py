@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ._calls import Call, leaves, storage_of
+from ._choices import Choices
 from ._gates import Rule
 from ._marks import Mark, mark_of
 from ._places import line, place
-from ._record import Choices, Recorder
+from ._record import Recorder
 from ._straight import Straight
 from ._tested import follows, wave
+from ._units import Layer
 from .errors import IncompleteError, ModelError
+
+T = TypeVar("T")
+Constants: TypeAlias = list[tuple[str, list[Tensor | float]]]
 
 
 class StepRecorder(Recorder):
@@ -45,7 +50,7 @@ class ConstantRecorder(Recorder):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.constants: list[tuple[str, list[Tensor | float]]] = []
+        self.constants: Constants = []
 
     def enter(self, name: str, value: Tensor) -> Tensor:
         """Take a value, moved a little, as an explained input."""
@@ -67,12 +72,14 @@ class Probe:
     """Records the model again, to find what broke completeness.
 
     Attributes:
-        record: runs the model under a recorder.
+        record: runs the model under a recorder; gives the explained output.
+        plain: runs the model as it is; gives the explained output.
         paths: the model's modules with their paths.
         choices: what the user chose.
     """
 
-    record: Callable[[Recorder], object]
+    record: Callable[[Recorder], Layer]
+    plain: Callable[[], Tensor]
     paths: Mapping[nn.Module, str]
     choices: Choices
 
@@ -83,38 +90,50 @@ class Probe:
             IncompleteError: one does not do what its rule says.
             ModelError: the model was changed since.
         """
-        self._again(StepRecorder(self.paths, self.choices))
+        self._again(self.record, StepRecorder(self.paths, self.choices))
 
-    def constants(self, dtype: torch.dtype) -> None:
-        """Verify that what was taken for constant stays as it is when the input moves a little.
+    def again(self, dtype: torch.dtype, tolerance: float) -> None:
+        """Verify that what was taken for constant stays when the input moves a little, and the output without us.
 
         Where the input decides which operations run, those from the first difference on are not compared.
 
         Raises:
-            IncompleteError: a constant moves with the input: its dependence was lost unseen.
+            IncompleteError: a constant moves with the input (its dependence was lost unseen), or the model gives
+                another output by itself.
             ModelError: the model was changed since.
         """
         here, there = (ConstantRecorder(self.paths, self.choices) for _ in range(2))
         there.step = max(torch.finfo(d).eps for d in (dtype, torch.float32)) ** 0.6
-        self._again(here)
-        self._again(there)
-        for (where, before), (elsewhere, after) in zip(here.constants, there.constants, strict=False):
-            if where != elsewhere or len(before) != len(after):
-                return
-            if any(_moved(a, b) for a, b in zip(before, after, strict=True)):
-                raise IncompleteError(
-                    f"{where} is given a constant that moves with the input: its dependence was lost where it could "
-                    "not be seen (nn.Parameter of a signal, .data, numpy, an extension that computes outside torch)"
-                )
+        recorded = self._again(self.record, here).output
+        self._again(self.record, there)
+        _refuse_moved(here.constants, there.constants)
+        plain = self._again(self.plain)
+        error = float((recorded - plain).abs().max() / plain.abs().max().clamp_min(torch.finfo(plain.dtype).tiny))
+        if not error <= tolerance:
+            raise IncompleteError(
+                f"the recorded output is not what the model gives by itself (relative error {error:.1e}, tolerance "
+                f"{tolerance:.0e}): its forward pass changes from call to call, or asks whether derivatives are taken"
+            )
 
-    def _again(self, recorder: Recorder) -> None:
+    def _again(self, run: Callable[..., T], *args: Any) -> T:
         try:
-            self.record(recorder)
+            return run(*args)
         except IncompleteError:
             raise
         except Exception as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ModelError(f"the model no longer runs as when it was recorded, freeze again ({said})") from error
+
+
+def _refuse_moved(here: Constants, there: Constants) -> None:
+    for (where, before), (elsewhere, after) in zip(here, there, strict=False):
+        if where != elsewhere or len(before) != len(after):
+            return
+        if any(_moved(a, b) for a, b in zip(before, after, strict=True)):
+            raise IncompleteError(
+                f"{where} is given a constant that moves with the input: its dependence was lost where it could "
+                "not be seen (nn.Parameter of a signal, .data, numpy, an extension that computes outside torch)"
+            )
 
 
 def _moved(a: Tensor | float, b: Tensor | float) -> bool:

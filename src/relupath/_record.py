@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from ._calls import Call, leaves, storage_of
+from ._choices import Choices
 from ._gates import TABLE, Rule
 from ._known import Known
 from ._marks import Mark, carrying, gating, mark_of, marked
@@ -29,20 +30,6 @@ from ._straight import NotAffine, Straight, Untraceable
 from ._tested import tested
 from ._units import Layer
 from .errors import UnknownLayerError, UnsupportedOperation
-
-
-class Choices(NamedTuple):
-    """What the user chose for a recording.
-
-    Attributes:
-        inputs: names of the layers whose outputs are the explained inputs; empty for the model's arguments.
-        layers: names of the layers to record; None records the output of every activation function.
-        carry: which factor of a product of two signals carries on: ``first``, ``second``, ``half``, or None (refuse).
-    """
-
-    inputs: frozenset[str] = frozenset()
-    layers: frozenset[str] | None = None
-    carry: str | None = None
 
 
 class Recorder(TorchFunctionMode):
@@ -135,6 +122,8 @@ class Recorder(TorchFunctionMode):
             self.__torch_function__(torch.Tensor.copy_, types, (kwargs["out"], written))
             return kwargs["out"]
         call = Call(func, args, kwargs or {}, self.choices.carry)
+        if func == _REQUIRES_GRAD:  # of gates and bent tensors too: they depend on the input
+            return func(*args)
         rule = TABLE.get(func, _TESTED)
         mutates = call.mutates
         if mutates:
@@ -398,3 +387,4 @@ def _sort(value: Any) -> str:
 
 
 _TESTED = Rule("tested", tested)
+_REQUIRES_GRAD = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]

@@ -86,7 +86,7 @@ def wave(like: Tensor, frequency: float, phase: float = 0.3) -> Tensor:
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return sum(float((u * v).sum()) for u, v in zip(a, b, strict=True))
+    return sum(float((u * v).sum().detach()) for u, v in zip(a, b, strict=True))
 
 
 def follows(signals: Sequence[Tensor], straight: Straight) -> bool:
