@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from nets import JOINS, NETS, STYLES
 from relupath import Frozen, Partition, Path, channels, contrast, locations, logit, neurons
+from relupath._partitions import Axes
 
 NAMES = tuple(NETS)
 DTYPES = (torch.float64, torch.float32)
-PARTITIONS = {"neurons": neurons, "channels": channels, "locations": locations, "rows": Partition("rows", 1, 2)}
+
+
+@dataclass(frozen=True)
+class Modulo(Partition):
+    """Units that are scattered over a layer."""
+
+    count_of_units: int
+    name: str = "modulo"
+
+    def labels(self, shape):
+        size = torch.Size(shape).numel()
+        return (torch.arange(size) * 7 % min(self.count_of_units, size)).view(*shape)
+
+
+PARTITIONS = {
+    "neurons": neurons,
+    "channels": channels,
+    "locations": locations,
+    "rows": Axes("rows", 1, 2),
+    "modulo": Modulo(3),
+}
 
 
 def weighted(output: Tensor) -> Tensor:
@@ -30,13 +53,10 @@ TARGETS = {
 }
 
 
-def units_of(frozen: Frozen, layer: str | int, partition: Partition) -> list[tuple[int | None, ...]]:
-    """Every unit of a layer under a partition."""
+def units_of(frozen: Frozen, layer: str | int, partition: Partition) -> list[tuple[tuple[int | None, ...], ...]]:
+    """Every unit of a layer under a partition, each by its neurons."""
     shape = frozen.layer(layer).shape
-    count = 1
-    for axis in partition.axes(len(shape)):
-        count *= shape[axis]
-    return [partition.unit(index, shape) for index in range(count)]
+    return [partition.units(index, shape) for index in range(partition.count(shape))]
 
 
 def active_path(frozen: Frozen, layers: list[str], partition: Partition, seed: int = 0, count: int = 1) -> Path:
@@ -48,7 +68,7 @@ def active_path(frozen: Frozen, layers: list[str], partition: Partition, seed: i
         size = partition.scores(frozen.layer(name).output.abs())[0].double()
         live = int((size > 0).sum())
         chosen = torch.multinomial(size + 1e-30, min(count, max(live, 1)), generator=generator).tolist()
-        pairs.append((name, [units[i] for i in sorted(chosen)]))
+        pairs.append((name, [neuron for i in sorted(chosen) for neuron in units[i]]))
     return Path.of(pairs)
 
 

@@ -154,7 +154,7 @@ def test_a_set_of_units_is_the_sum_of_its_units(partition):
     name = frozen.layers[1].name
     units = units_of(frozen, name, PARTITIONS[partition])
     parts = [linear_model(frozen, 0, Path.of([(name, u), *_pairs(upper)])) for u in units]
-    whole = linear_model(frozen, 0, Path.of([(name, units), *_pairs(upper)]))
+    whole = linear_model(frozen, 0, Path.of([(name, [neuron for u in units for neuron in u]), *_pairs(upper)]))
     assert_children_sum_to_parent(parts, whole)
     assert (flat(whole) != 0).any()
 
@@ -320,7 +320,7 @@ def test_nothing_by_passes_a_layer_of_a_chain(name):
     for path, layer, above in (((top,), low, False), ((low,), top, True)):
         parent = active_path(frozen, list(path), neurons, seed=2)
         children = []
-        for unit in units_of(frozen, layer, neurons):
+        for (unit,) in units_of(frozen, layer, neurons):
             pairs = [*_pairs(parent), (layer, unit)] if above else [(layer, unit), *_pairs(parent)]
             children.append(linear_model(frozen, 0, Path.of(pairs)))
         if above:

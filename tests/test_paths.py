@@ -10,9 +10,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asserts import assert_same_model, assert_zero
-from nets import build, inputs
-from relupath import Partition, Path, PathModel, Step, channels, freeze, linear_model, locations, logit, neurons
+from asserts import assert_children_sum_to_parent, assert_same_model, assert_zero
+from cases import PARTITIONS
+from nets import Lambda, build, example, inputs, randomise
+from relupath import (
+    Greedy,
+    Path,
+    PathModel,
+    Step,
+    channels,
+    find_paths,
+    freeze,
+    heads,
+    labels,
+    linear_model,
+    locations,
+    logit,
+    neurons,
+)  # fmt: skip
 from relupath.errors import InputError, PathError, RelupathError, UnknownLayerError
 
 LONG = Path.of([("features.3", (17, 4, 9)), ("features.22", [(1, 2, 3), (0, 5, 5)]), ("fc", (7,))], target="logit 936")
@@ -239,29 +254,119 @@ def test_a_layer_without_the_batch_axis_carries_no_path():
 # --- partitions ---
 
 
-@pytest.mark.parametrize("partition", [neurons, channels, locations, Partition("rows", 1, 2)], ids=lambda p: p.name)
-@pytest.mark.parametrize("shape", [(5,), (3, 4), (3, 4, 2), (2, 3, 2, 2)])
+@pytest.mark.parametrize("partition", [*PARTITIONS.values(), heads(1), heads(2, 0)], ids=repr)
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (4, 4, 2), (2, 3, 2, 2)])
 def test_a_partition_names_every_neuron_once(partition, shape):
     contribution = torch.randn(2, *shape, dtype=torch.float64)
     scores = partition.scores(contribution)
+    assert scores.shape[1] == partition.count(shape) == int(partition.labels(shape).max()) + 1
     total = torch.zeros(shape)
     for index in range(scores.shape[1]):
-        unit = partition.unit(index, shape)
         mask = torch.zeros(shape)
-        mask[tuple(slice(None) if i is None else i for i in unit)] = 1
+        for unit in partition.units(index, shape):
+            mask[tuple(slice(None) if i is None else i for i in unit)] += 1
         total += mask
-        assert torch.equal(partition.mask(torch.tensor([index, -1]), shape)[0].float(), mask)
-        assert not partition.mask(torch.tensor([index, -1]), shape)[1].any()
+        assert torch.equal(partition.labels(shape) == index, mask.bool())
+        chosen = torch.zeros(2, scores.shape[1], dtype=torch.bool)
+        chosen[0, index] = True
+        assert torch.equal(partition.mask(chosen, shape)[0].float(), mask)
+        assert not partition.mask(chosen, shape)[1].any()
         torch.testing.assert_close(scores[:, index], (contribution * mask).flatten(1).sum(1))
     assert (total == 1).all()
+    assert torch.equal(partition.mask(torch.ones_like(scores, dtype=torch.bool), shape), torch.ones(2, *shape).bool())
 
 
 def test_partitions_keep_their_axes():
-    assert channels.unit(2, (3, 4, 5)) == (2, None, None)
-    assert locations.unit(7, (3, 4, 5)) == (None, 1, 2)
-    assert neurons.unit(27, (3, 4, 5)) == (1, 1, 2)
-    assert channels.unit(2, (3,)) == (2,)
-    assert locations.unit(0, (3,)) == (None,)
+    assert channels.units(2, (3, 4, 5)) == ((2, None, None),)
+    assert locations.units(7, (3, 4, 5)) == ((None, 1, 2),)
+    assert neurons.units(27, (3, 4, 5)) == ((1, 1, 2),)
+    assert channels.units(2, (3,)) == ((2,),)
+    assert locations.units(0, (3,)) == ((None,),)
+    assert heads(2).units(1, (7, 6)) == ((None, 3), (None, 4), (None, 5))
+    assert heads(2, axis=0).units(0, (4, 9)) == ((0, None), (1, None))
+
+
+def test_a_labelling_is_repeated_along_axes_of_size_one():
+    regions = labels(torch.tensor([[[0, 0], [1, 3]]]), name="regions")
+    assert regions.units(0, (5, 2, 2)) == ((None, 0, None),)
+    assert regions.units(3, (5, 2, 2)) == ((None, 1, 1),)
+    assert regions.units(2, (5, 2, 2)) == ()
+    assert regions.count((5, 2, 2)) == 4
+    assert str(regions).count("regions") == 1
+
+
+@pytest.mark.parametrize(("partition", "shape", "said"), [
+    (labels(torch.zeros(3, 2, dtype=torch.long)), (3, 3), r"'labels' has labels of shape \[3, 2\].* shape \[3, 3\]"),
+    (labels(torch.zeros(3, dtype=torch.long)), (3, 3), r"shape \[3\], the layer has shape \[3, 3\]"),
+    (labels(torch.tensor([0, -1])), (2,), "whole numbers from 0 on"),
+    (labels(torch.tensor([0.0, 1.0])), (2,), "whole numbers from 0 on as labels; got torch.float32"),
+    (heads(5), (3, 12), r"axis -1 of a layer of shape \[3, 12\] cannot be cut into 5 blocks"),
+    (heads(3, axis=2), (3, 12), "axis 2 of a layer"),
+    (heads(0), (3, 12), "into 0 blocks"),
+])  # fmt: skip
+def test_a_partition_that_does_not_fit_is_refused(partition, shape, said):
+    with pytest.raises(PathError, match=said):
+        partition.labels(shape)
+    linear = torch.nn.Linear(torch.Size(shape).numel(), 2).double()
+    model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Flatten(), linear).eval()
+    frozen = freeze(model, torch.ones(1, *shape).double())
+    with pytest.raises(PathError, match=said):
+        find_paths(frozen, 0, Greedy(), partition=partition)
+
+
+# --- layers side by side ---
+
+
+def test_a_step_over_layers_side_by_side_prints_and_round_trips():
+    step = Step.over({"a": [(2, None)], "b": [(1,), (0,)], "c": [(i,) for i in range(10)]})
+    assert step.layers == ("a", "b", "c")
+    assert step.chosen == {"a": ((2, None),), "b": ((0,), (1,)), "c": tuple((i,) for i in range(10))}
+    assert str(step) == "a[2,:] | b[0][1] | c[0][1][2][3][4][5][6][7][... 2 more]"
+    path = Path((step, Step("top", ((0,),))))
+    assert path.layers == ("a", "b", "c", "top")
+    assert Path.from_json(path.to_json()) == path
+    thin = Path((Step.over({"a": [(None, None)], "b": [(1,)]}),))
+    deep = Path((Step("a", ((2, 0),)), Step("top", ((0,),))))
+    assert deep.refines(thin)
+    assert not thin.refines(deep)
+    assert not Path((Step("b", ((0,),)),)).refines(thin)
+
+
+@pytest.mark.parametrize("beside", [(Step("a", ((1,),)),), (Step("b", ((1,),), (Step("c", ((0,),)),)),)])
+def test_layers_side_by_side_are_different_ones(beside):
+    with pytest.raises(PathError, match="side by side must be different"):
+        Step("a", ((0,),), beside)
+
+
+def test_routes_pass_one_of_the_layers_side_by_side():
+    frozen = freeze(build("squeeze"), inputs("squeeze"))
+    level = next(level for level in frozen.levels(frozen.layers) if len(level) > 1)
+    whole = {layer.name: [(None,) * len(layer.shape)] for layer in level}
+    both = linear_model(frozen, 1, Path((Step.over(whole),)))
+    each = [linear_model(frozen, 1, Path((Step(name, tuple(units)),))) for name, units in whole.items()]
+    assert_children_sum_to_parent(each, both)
+    assert all(float(part.value.abs().max()) > 0 for part in each)
+    lower = next(layer for layer in frozen.layers if layer in frozen.below([*level, layer])[level[0]])
+    with pytest.raises(PathError, match="not side by side: one depends on another"):
+        linear_model(frozen, 1, Path((Step.over({level[0].name: whole[level[0].name], lower.name: [(0, 0, 0)]}),)))
+
+
+def test_a_layer_side_by_side_may_stay_while_the_others_descend():
+    """The routes through a short branch pass its units at both steps."""
+    parts = {name: torch.nn.Linear(4, 4) for name in ("short", "low", "high")}
+    model = randomise(Lambda(_two_branches, **parts, tail=torch.nn.Linear(8, 3)), 3)
+    frozen = freeze(model, example((4,), 2), layers=[":relu", ":relu#2", ":relu#3"])
+    short, low, high = (layer.name for layer in frozen.layers)
+    upper = Step.over({short: [(0,), (2,)], high: [(None,)]})
+    lower = Step.over({short: [(None,)], low: [(1,), (2,)]})
+    both = linear_model(frozen, 0, Path((lower, upper)))
+    each = [Path.of([(short, [(0,), (2,)])]), Path.of([(low, [(1,), (2,)]), (high, (None,))])]
+    assert_children_sum_to_parent([linear_model(frozen, 0, path) for path in each], both)
+    assert (both.value != 0).all()
+
+
+def _two_branches(m, x):
+    return m.tail(torch.cat([m.short(x).relu(), m.high(m.low(x).relu()).relu()], 1))
 
 
 def test_a_dead_unit_is_a_valid_path(frozen):

@@ -12,10 +12,23 @@ from hypothesis import strategies as st
 from torch import nn
 
 from asserts import assert_close, assert_same_model, assert_untouched, flat
-from cases import NAMES, PARTITIONS, TARGETS, architectures, path_of
+from cases import NAMES, PARTITIONS, TARGETS, architectures, path_of, units_of
 from nets import Lambda, build, example, inputs, layered, mlp, randomise
 from reference import LayeredTwin, algorithm_1, descend_layered
-from relupath import Found, Greedy, Path, Search, channels, find_paths, freeze, linear_model, locations, logit, neurons
+from relupath import (
+    Found,
+    Greedy,
+    Path,
+    Search,
+    Step,
+    channels,
+    find_paths,
+    freeze,
+    linear_model,
+    locations,
+    logit,
+    neurons,
+)
 from relupath.errors import PathError, TargetError, UnknownLayerError
 
 GREEDY = Greedy()
@@ -118,8 +131,8 @@ def test_a_search_runs_over_any_partition(name, partition):
     assert_same_model(found.model, linear_model(frozen, None, found.paths), _size(found))
     for path in found.paths:
         for step in path.steps:
-            axes = PARTITIONS[partition].axes(len(frozen.layer(step.layer).shape))
-            assert [axis for axis, i in enumerate(step.units[0]) if i is not None] == list(axes)
+            units = units_of(frozen, step.layer, PARTITIONS[partition])
+            assert step in [Step(step.layer, unit) for unit in units]
 
 
 @pytest.mark.parametrize("partition", [channels, locations], ids=lambda p: p.name)

@@ -108,6 +108,10 @@ class Frozen:
             "Other modules' outputs are recorded when freeze(..., layers=[...]) names them"
         )
 
+    def order(self, layer: Layer) -> int:
+        """A layer's position in the order of execution; the output comes last."""
+        return len(self.layers) if layer is self.top else self.layers.index(layer)
+
     def layer_of_path(self, which: LayerLike) -> Layer:
         """A hidden layer on which a path can stand: its first axis is the batch.
 

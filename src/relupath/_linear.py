@@ -84,17 +84,20 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
     paths = [path or Path()] * frozen.batch if isinstance(path, Path | None) else list(path)
     if len(paths) != frozen.batch:
         raise PathError(f"{len(paths)} paths for {frozen.batch} samples: give one path, or one a sample")
-    if all(p.layers == paths[0].layers for p in paths):
+    layers = [tuple(step.layers for step in p.steps) for p in paths]
+    if len(set(layers)) == 1:
         ends, value = _descend(frozen, functional.gradient, paths)
         value = functional.value if not paths[0] else value
         return model_from(frozen, frozen.to_inputs(ends), value, functional.labels)
     ends, value = {}, torch.zeros_like(functional.value)
-    for layers in dict.fromkeys(p.layers for p in paths):
-        rows = torch.tensor([p.layers == layers for p in paths], device=value.device)
-        like = next(p for p in paths if p.layers == layers)
+    for some in dict.fromkeys(layers):
+        rows = torch.tensor([own == some for own in layers], device=value.device)
+        like = paths[layers.index(some)]
         gradient = torch.where(rows.view(-1, *[1] * (functional.gradient.ndim - 1)), functional.gradient, 0)
-        part, partial = _descend(frozen, gradient, [p if p.layers == layers else like for p in paths])
-        value = value + torch.where(rows, partial if layers else functional.value, 0)
+        part, partial = _descend(
+            frozen, gradient, [p if t == some else like for p, t in zip(paths, layers, strict=True)]
+        )
+        value = value + torch.where(rows, partial if some else functional.value, 0)
         for layer, cotangent in part.items():
             ends[layer] = ends[layer] + cotangent if layer in ends else cotangent
     return model_from(frozen, frozen.to_inputs(ends), value, functional.labels)
@@ -110,18 +113,24 @@ def model_from(
 
 
 def _descend(frozen: Frozen, gradient: Tensor, paths: Sequence[Path]) -> tuple[dict[Layer, Tensor], Tensor]:
-    """The masked cotangent at the lowest layer of paths over the same layers, and each path's value."""
-    above, cotangent = frozen.top, gradient
-    steps = list(zip(*(p.steps for p in paths), strict=True))
-    layers = [frozen.layer_of_path(name) for name in paths[0].layers]
-    order = [frozen.layers.index(layer) for layer in layers]
-    if order != sorted(order):
-        raise PathError(
-            f"the layers of a path go from the input up; the network runs them in another order: {paths[0]}"
-        )
-    for layer, chosen in zip(reversed(layers), reversed(steps), strict=True):
-        (pulled,) = frozen.vjp({above: cotangent}, [layer])
+    """The masked cotangents at the lowest step of paths over the same layers, and each path's value."""
+    above: tuple[Layer, ...] = (frozen.top,)
+    cotangents = [gradient]
+    for chosen in reversed(list(zip(*(p.steps for p in paths), strict=True))):
+        layers = tuple(frozen.layer_of_path(name) for name in chosen[0].layers)
+        _refuse_order(frozen, layers, above, paths[0])
+        pulled = frozen.vjp(dict(zip(above, cotangents, strict=True)), layers)
         shared = all(step == chosen[0] for step in chosen)
-        masks = [mask_of(step.units, layer) for step in (chosen[:1] if shared else chosen)]
-        above, cotangent = layer, pulled * torch.stack(masks)
-    return {above: cotangent}, inner([cotangent], [above.output])
+        steps = [step.chosen for step in (chosen[:1] if shared else chosen)]
+        masks = [torch.stack([mask_of(step[layer.name], layer) for step in steps]) for layer in layers]
+        above, cotangents = layers, [v * mask for v, mask in zip(pulled, masks, strict=True)]
+    return dict(zip(above, cotangents, strict=True)), inner(cotangents, [layer.output for layer in above])
+
+
+def _refuse_order(frozen: Frozen, layers: Sequence[Layer], above: Sequence[Layer], path: Path) -> None:
+    """Refuse layers that do not come before those above them, or that are not side by side."""
+    here, there = ([frozen.order(layer) for layer in some] for some in (layers, above))
+    if min(here) > min(there) or max(here) > max(there):
+        raise PathError(f"the layers of a path go from the input up; the network runs them in another order: {path}")
+    if len(layers) > 1 and any(frozen.below(layers)[layer] for layer in layers):
+        raise PathError(f"the layers {', '.join(l.name for l in layers)} are not side by side: one depends on another")

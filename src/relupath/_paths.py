@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,26 +11,33 @@ from ._units import Unit
 from .errors import PathError
 
 FORMAT = "relupath.path/1"
+SHOWN = 8
+"""How many units of a layer are printed."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """The chosen units of one layer.
+    """The chosen units of one layer, or of layers side by side.
 
     Attributes:
         layer: the layer's name.
         units: coordinates, sorted; None stands for a whole axis.
+        beside: the chosen units of layers that do not depend on this one nor on each other, such as the branches of a
+            concatenation: a route passes the chosen units of one of these layers.
     """
 
     layer: str
     units: tuple[Unit, ...]
+    beside: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
         """Bring the units into one order.
 
         Raises:
-            PathError: there is no unit, or one is named twice.
+            PathError: there is no unit, one is named twice, or a layer is.
         """
+        if len(set(self.layers)) < len(self.layers) or any(step.beside for step in self.beside):
+            raise PathError(f"the layers side by side must be different ones, without others beside: {self.layers}")
         units = tuple(tuple(unit) for unit in self.units)
         if not units:
             raise PathError(f"no unit is chosen on layer {self.layer!r}")
@@ -38,8 +45,31 @@ class Step:
             raise PathError(f"a unit of layer {self.layer!r} is named twice")
         object.__setattr__(self, "units", tuple(sorted(units, key=_order)))
 
+    @classmethod
+    def over(cls, chosen: Mapping[str, Sequence[Unit]]) -> Step:
+        """The step of the chosen units of layers side by side, by layer name."""
+        (first, units), *others = chosen.items()
+        return cls(first, tuple(units), tuple(cls(layer, tuple(more)) for layer, more in others))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers side by side; most steps have one."""
+        return (self.layer, *(step.layer for step in self.beside))
+
+    @property
+    def chosen(self) -> dict[str, tuple[Unit, ...]]:
+        """The units by layer name."""
+        return {step.layer: step.units for step in (self, *self.beside)}
+
+    def lies_within(self, other: Step) -> bool:
+        """Whether every unit of this step lies within a unit of the other."""
+        coarse = other.chosen
+        return all(any(_within(u, c) for c in coarse.get(layer, ())) for layer, us in self.chosen.items() for u in us)
+
     def __str__(self) -> str:
-        return self.layer + "".join(f"[{_coordinates(unit)}]" for unit in self.units)
+        shown = (f"[{_coordinates(unit)}]" for unit in self.units[:SHOWN])
+        more = f"[... {len(self.units) - SHOWN} more]" if len(self.units) > SHOWN else ""
+        return " | ".join([self.layer + "".join(shown) + more, *map(str, self.beside)])
 
 
 @dataclass(frozen=True)
@@ -65,7 +95,7 @@ class Path:
         Raises:
             PathError: two steps are on the same layer.
         """
-        names = [step.layer for step in self.steps]
+        names = [frozenset(step.layers) for step in self.steps]
         if len(set(names)) < len(names):
             raise PathError("a path has one step a layer: put all its units of a layer into that step")
 
@@ -81,7 +111,7 @@ class Path:
     @property
     def layers(self) -> tuple[str, ...]:
         """The names of the layers, input side first."""
-        return tuple(step.layer for step in self.steps)
+        return tuple(dict.fromkeys(layer for step in self.steps for layer in step.layers))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -98,11 +128,7 @@ class Path:
 
     def refines(self, other: Path) -> bool:
         """Whether this path is a part of the other: on each layer of the other, its units lie within the other's."""
-        mine = {step.layer: step.units for step in self.steps}
-        return all(
-            step.layer in mine and all(any(_within(unit, coarse) for coarse in step.units) for unit in mine[step.layer])
-            for step in other.steps
-        )
+        return all(any(step.lies_within(coarse) for step in self.steps) for coarse in other.steps)
 
     def __str__(self) -> str:
         ends = [f"{self.input.layer}[{','.join(map(str, self.input.units[0]))}]"] if self.input else []
@@ -116,7 +142,8 @@ class Path:
         """The path as plain lists, dictionaries and numbers."""
 
         def plain(step: Step) -> dict[str, Any]:
-            return {"layer": step.layer, "units": [list(unit) for unit in step.units]}
+            beside = {"beside": [plain(other) for other in step.beside]} if step.beside else {}
+            return {"layer": step.layer, "units": [list(unit) for unit in step.units], **beside}
 
         return {
             "format": FORMAT,
@@ -157,7 +184,7 @@ def _step(data: Any) -> Step:
     units = tuple(tuple(unit) for unit in data["units"])
     if not isinstance(data["layer"], str) or any(not isinstance(i, int | None) for unit in units for i in unit):
         raise TypeError("a step has a layer name and units of integer coordinates")
-    return Step(data["layer"], units)
+    return Step(data["layer"], units, tuple(_step(other) for other in data.get("beside", ())))
 
 
 def _order(unit: Unit) -> tuple[int, ...]:

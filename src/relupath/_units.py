@@ -1,4 +1,4 @@
-"""Hidden layers, their units, and the partitions that say what a unit is."""
+"""Hidden layers and their units."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -36,51 +36,6 @@ class Layer:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch axis."""
         return tuple(self.output.shape[1:])
-
-
-@dataclass(frozen=True)
-class Partition:
-    """What counts as one unit: the neurons that agree on the kept axes.
-
-    Attributes:
-        name: for people and for JSON.
-        first: the first kept axis of a layer, not counting the batch axis.
-        last: the axis after the last kept one; None keeps all from ``first`` on.
-    """
-
-    name: str
-    first: int = 0
-    last: int | None = None
-
-    def axes(self, ndim: int) -> tuple[int, ...]:
-        """The axes that tell units apart in a layer of ``ndim`` axes."""
-        return tuple(range(ndim))[self.first : self.last]
-
-    def scores(self, contribution: Float[Tensor, "B *shape"]) -> Float[Tensor, "B units"]:
-        """Sum the contributions of the neurons of each unit."""
-        ndim = contribution.ndim - 1
-        summed = [axis + 1 for axis in range(ndim) if axis not in self.axes(ndim)]
-        return (contribution.sum(summed) if summed else contribution).reshape(len(contribution), -1)
-
-    def unit(self, index: int, shape: Sequence[int]) -> Unit:
-        """The coordinates of the unit at a position of ``scores``."""
-        coordinates: list[int | None] = [None] * len(shape)
-        for axis in reversed(self.axes(len(shape))):
-            index, coordinates[axis] = divmod(index, shape[axis])
-        return tuple(coordinates)
-
-    def mask(self, index: Int[Tensor, " B"], shape: Sequence[int]) -> Bool[Tensor, "B *shape"]:
-        """One 0/1 mask a sample: the neurons of the unit at each position of ``scores``; -1 selects none."""
-        axes = self.axes(len(shape))
-        kept = [size if axis in axes else 1 for axis, size in enumerate(shape)]
-        units = torch.zeros(len(index), torch.Size(kept).numel(), dtype=torch.bool, device=index.device)
-        units.scatter_(1, index.clamp(min=0)[:, None], (index >= 0)[:, None])
-        return units.view(-1, *kept).expand(-1, *shape)
-
-
-neurons = Partition("neurons")
-channels = Partition("channels", last=1)
-locations = Partition("locations", first=1)
 
 
 def mask_of(units: Sequence[Unit], layer: Layer) -> Float[Tensor, "*shape"]:

@@ -7,11 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from jaxtyping import Float
+from torch import Tensor
+
 from .._frozen import Frozen, LayerLike
 from .._linear import PathModel
+from .._partitions import Partition, neurons
 from .._paths import Path
 from .._targets import Functional, TargetLike
-from .._units import Layer, Partition, neurons
+from .._units import Layer
 from ..errors import PathError
 
 
@@ -25,14 +29,18 @@ class Problem:
         levels: the hidden layers from the top down; layers that do not depend on each other (the branches of a
             concatenation) share a level.
         below: for the output and each layer, the layers on which it depends.
-        partition: what counts as one unit.
+        partitions: what counts as one unit of each layer.
     """
 
     frozen: Frozen
     functional: Functional
     levels: tuple[tuple[Layer, ...], ...]
     below: Mapping[Layer, frozenset[Layer]]
-    partition: Partition
+    partitions: Mapping[Layer, Partition]
+
+    def scores(self, layer: Layer, contribution: Float[Tensor, "B *shape"]) -> Float[Tensor, "B units"]:
+        """The contributions of a layer's units."""
+        return self.partitions[layer].scores(contribution)
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def find_paths(
     search: Search,
     *,
     layers: Sequence[LayerLike] | None = None,
-    partition: Partition = neurons,
+    partition: Partition | Mapping[LayerLike, Partition] = neurons,
 ) -> Found:
     """Find the paths that matter for a target.
 
@@ -91,7 +99,8 @@ def find_paths(
         search: the strategy, such as ``Greedy()``.
         layers: the layers to choose units on; None means every recorded one whose first axis is the batch,
             ``frozen.layers[::k]`` every k-th.
-        partition: what counts as one unit: ``neurons``, ``channels`` or ``locations``.
+        partition: what counts as one unit: ``neurons``, ``channels``, ``locations``, ``heads(12)``, ``labels(...)``; or
+            one for each layer, where layers that are not named have neurons.
 
     Raises:
         PathError: there is no layer to choose from, or a layer is named twice.
@@ -110,6 +119,25 @@ def find_paths(
     if len(set(chosen)) < len(chosen):
         raise PathError("a layer is named twice")
     start = time.perf_counter()
-    problem = Problem(frozen, frozen.functional(target), frozen.levels(chosen), frozen.below(chosen), partition)
+    partitions = partitions_of(frozen, chosen, partition)
+    problem = Problem(frozen, frozen.functional(target), frozen.levels(chosen), frozen.below(chosen), partitions)
     found = search.search(problem)
     return replace(found, cost=replace(found.cost, seconds=time.perf_counter() - start))
+
+
+def partitions_of(
+    frozen: Frozen, layers: Sequence[Layer], partition: Partition | Mapping[LayerLike, Partition]
+) -> dict[Layer, Partition]:
+    """The partition of each layer.
+
+    Raises:
+        PathError: a partition does not fit its layer.
+        UnknownLayerError: a named layer is not recorded.
+    """
+    if isinstance(partition, Partition):
+        chosen = dict.fromkeys(layers, partition)
+    else:
+        chosen = dict.fromkeys(layers, neurons) | {frozen.layer(which): one for which, one in partition.items()}
+    for layer in layers:
+        chosen[layer].count(layer.shape)
+    return chosen

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .._linear import model_from
+from .._partitions import neurons
 from .._paths import Path, Step
-from .._units import Layer, Unit, neurons
+from .._units import Layer, Unit
 from ._base import Cost, Found, Problem, Search
 
 
@@ -67,9 +68,8 @@ class _Descent:
             return
         starts = {at for at, choice in zip(self.at, open_to, strict=True) if choice}
         pulled = self._pull({layer: self.cotangents[layer] for layer in starts}, layers)
-        partition = self.problem.partition
         best, where = _argmax(
-            (partition.scores(v * layer.output) for v, layer in zip(pulled, layers, strict=True)),
+            (self.problem.scores(layer, v * layer.output) for v, layer in zip(pulled, layers, strict=True)),
             [[layer in choice for layer in layers] for choice in open_to],
         )
         units = torch.full((len(layers), len(self.at)), -1)
@@ -83,7 +83,7 @@ class _Descent:
                 continue
             l, index = where[b]
             units[l, b] = index
-            self._choose(b, layers[l], partition.unit(index, layers[l].shape), importance)
+            self._choose(b, layers[l], self.problem.partitions[layers[l]].units(index, layers[l].shape), importance)
         for layer, v, index in zip(layers, pulled, units, strict=True):
             self._stand_on(layer, v, index.to(v.device), best)
         self.cotangents = {layer: self._only_here(layer) for layer in dict.fromkeys(self.at)}
@@ -100,7 +100,7 @@ class _Descent:
         for b, (importance, (i, index)) in enumerate(zip(best.tolist(), where, strict=True)):
             x = frozen.inputs[i]
             if self.stopped[b] is None and importance > 0:
-                ends[b] = Step(x.name, (neurons.unit(index, x.shape),))
+                ends[b] = Step(x.name, neurons.units(index, x.shape))
                 self.importance[b][x.name] = importance
             elif self.stopped[b] is None:
                 self.stopped[b] = self.missed[b] or "no importance is positive at the input"
@@ -117,10 +117,10 @@ class _Descent:
         self.products += 1
         return self.problem.frozen.vjp(cotangents, layers)
 
-    def _choose(self, b: int, layer: Layer, unit: Unit, importance: float) -> None:
+    def _choose(self, b: int, layer: Layer, units: tuple[Unit, ...], importance: float) -> None:
         self.at[b] = layer
         self.missed[b] = None
-        self.steps[b].append(Step(layer.name, (unit,)))
+        self.steps[b].append(Step(layer.name, units))
         self.importance[b][layer.name] = importance
 
     def _only_here(self, layer: Layer) -> Tensor:
@@ -130,13 +130,15 @@ class _Descent:
 
     def _stand_on(self, layer: Layer, pulled: Tensor, index: Tensor, importance: Tensor) -> None:
         """Set the cotangent of the chosen units: 1 at a single neuron, relative weights within a larger unit."""
-        partition, chosen, unit = self.problem.partition, index >= 0, index.clamp(min=0)[:, None]
-        total = partition.scores(layer.output).gather(1, unit)[:, 0]
-        size = partition.scores(layer.output.abs()).gather(1, unit)[:, 0]
+        problem, chosen, unit = self.problem, index >= 0, index.clamp(min=0)[:, None]
+        total = problem.scores(layer, layer.output).gather(1, unit)[:, 0]
+        size = problem.scores(layer, layer.output.abs())
+        units = torch.zeros_like(size, dtype=torch.bool).scatter_(1, unit, chosen[:, None])
+        size = size.gather(1, unit)[:, 0]
         factor = importance / torch.where(total.abs() == size, total, size)
         self.value = torch.where(chosen, self.scale * importance, self.value)
         self.scale = torch.where(chosen, self.scale * factor, self.scale)
-        v = torch.where(partition.mask(index, layer.shape), pulled, 0)
+        v = torch.where(problem.partitions[layer].mask(units, layer.shape), pulled, 0)
         self.cotangents[layer] = v.div_(_column(torch.where(chosen, factor, 1), v))
 
 
