@@ -1,4 +1,4 @@
-"""What once went wrong around a recording: located, suspended, given back, put in words; each test says the cause."""
+"""Around a recording: faults are located, errors are in words, the model and torch are left as they were."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def lin(i: int, o: int) -> nn.Linear:
     return nn.Linear(i, o)
 
 
-# --- 1. located: where there is a skip, the wrong operation is blamed ---
+# --- located: behind skips, too, the operation at fault is named ---
 
 
 class Dense(nn.Module):
@@ -48,10 +48,7 @@ class Dense(nn.Module):
 @pytest.mark.parametrize("block", [Residual, Dense])
 @pytest.mark.parametrize("case", LIES)
 def test_the_rule_that_lies_is_named_behind_skips(case, block, monkeypatch):
-    """Cause: _tested.follows() differentiates by graph edges of all signals of a call at once. Of h + f(h) the
-    derivative with respect to h also runs through f(h), so the first residual addition is accused.
-    Fix: test the rule on detached leaves (a twin of the call), not in the graph of the whole recording.
-    """
+    """Of h + f(h) the derivative with respect to h also runs through f(h): a rule is tested on leaves of its own."""
     function, rule, operation = LIES[case]
     monkeypatch.setitem(TABLE, function, rule)
     parts = [lin(4, 4), block(random.Random(0), LIVE), Site(), lin(4, 4)]
@@ -60,15 +57,16 @@ def test_the_rule_that_lies_is_named_behind_skips(case, block, monkeypatch):
     assert_found_out(frozen, rf"{function.__name__} in module '2' \(test_detection\.py:\d+\)")
 
 
-# --- 2. gradient checkpointing without reentrance ---
+# --- gradient checkpointing without reentrance ---
 
 
 @pytest.mark.parametrize(
     "act", [F.relu, F.relu6, F.gelu, lambda h: h * torch.sigmoid(h), lambda h: F.layer_norm(h, (4,))]
 )
 def test_a_checkpointed_block_is_recorded_once(act):
-    """Cause: torch 2.15 calls _checkpoint_without_reentrant_generator_impl; _model._Plain replaces only the old name.
-    The block runs again at the first product, outside the recorder: raw CheckpointError. Fix: replace both names.
+    """Such a block would run again at the first product, outside the recorder, so checkpointing is suspended.
+
+    The function to replace has different names in different versions of torch.
     """
     model, x = randomise(Checkpointed(act, False), 1), example((5,), 2)
     with assert_left_alone(model):
@@ -91,7 +89,7 @@ def test_a_checkpointed_block_with_an_in_place_relu():
     assert_complete(freeze(model, example((5,), 1)), 0)
 
 
-# --- 3. a silently wrong answer ---
+# --- exact or refused, never silently wrong ---
 
 
 def _single(h: Tensor) -> Tensor:
@@ -107,14 +105,14 @@ LOST: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("case", LOST)
 def test_lost_dependence_is_never_silently_constant(case):
-    """Causes: the probe of check() moves x by less than float32 resolves, so what computes in float32 stands still
-    (fix: a step for the coarsest dtype that runs, or two steps of different size); of a bent tensor torch.autograd.grad
-    gives zeros, so even the output is another than the model's (fix: refuse torch.autograd.grad and backward).
+    """What computes in float32 stands still unless check() moves the input by more than float32 resolves.
+
+    In a forward, torch.autograd.grad gives zeros for a tensor that is not followed, so it is refused.
     """
     assert_found_or_right(LOST[case])
 
 
-# --- 4. errors of torch's own where the model itself runs ---
+# --- in words, where the model runs and torch cannot record it ---
 
 
 def _energy(h: Tensor) -> Tensor:
@@ -167,11 +165,7 @@ RAW: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", RAW)
 def test_what_the_model_can_do_is_exact_or_refused_in_words(case):
-    """Cause: torch refuses derivatives, saved-tensor hooks or tensors with gradient there; the user sees torch's error.
-
-    Fix: catch errors of torch in _freeze._record; if the plain model runs on these inputs, raise UnsupportedOperation
-    with the running module and the user's line from the traceback, ``from`` torch's error.
-    """
+    """Where torch refuses derivatives or hooks on what it saves, the user reads the module's name in our own words."""
     operation = RAW[case]
     parts = {"fc": lin(5, 4), "plant": Lambda(lambda m, h: operation(h)), "tail": lin(4, 3)}
     model = randomise(Lambda(lambda m, x: m.tail(m.plant(m.fc(x))), **parts), 3)
@@ -185,7 +179,7 @@ def test_what_the_model_can_do_is_exact_or_refused_in_words(case):
         assert "plant" in str(error)  # noqa: PT017
 
 
-# --- 5. writes that are not seen are not located ---
+# --- writes to a signal are located ---
 
 
 @torch.library.custom_op("relupath_around::sine_", mutates_args={"h"})
@@ -209,12 +203,7 @@ def _through_storage(h: Tensor) -> Tensor:
 @pytest.mark.parametrize("write", [_through_operator])
 @pytest.mark.parametrize("branch", [False, True])
 def test_an_unseen_write_is_found_and_located(write, branch):
-    """It is found (IncompleteError) but not located: 'Operations outside the table: none', or an innocent one is named.
-
-    Cause: Call.mutates goes by the function's name; an operator says what it writes in its schema
-    (``func._schema.is_mutable``, ``argument.alias_info.is_write``). Fix for the rest: in the verifying run note the
-    value of every output; a signal that comes back with another value was written to since, by whatever ran between.
-    """
+    """An operator's schema, not its name, says what it writes to; unnoticed, an innocent operation would be blamed."""
     parts = {"fc": lin(5, 4), "plant": Lambda(lambda m, h: write(h)), "tail": lin(8 if branch else 4, 3)}
 
     def forward(m: Any, x: Tensor) -> Tensor:
@@ -225,14 +214,11 @@ def test_an_unseen_write_is_found_and_located(write, branch):
         linear_model(freeze(randomise(Lambda(forward, **parts), 3), example((5,), 5)), 0)
 
 
-# --- 6. the model, and torch, as they were ---
+# --- the model, and torch, as they were ---
 
 
 def test_an_embedding_that_bounds_its_norms_is_left_alone():
-    """Cause: F.embedding(max_norm=...) writes to the weight under no_grad; the recorder sees no signal in the call.
-
-    Fix: bound a copy (F.embedding with the renormed clone), or refuse as other writes to the model are refused.
-    """
+    """F.embedding(max_norm=...) writes to the weight under no_grad, in a call without a signal that would show it."""
     model = Tokens()
     model.words = nn.Embedding(7, 4, max_norm=0.5)
     with assert_untouched(randomise(model, 0)):
@@ -243,9 +229,7 @@ def test_an_embedding_that_bounds_its_norms_is_left_alone():
 
 
 def test_a_cached_parametrisation_keeps_its_graph():
-    """Cause: inside parametrize.cached() the weights computed in the recording, without gradient, stay in the cache,
-    and training in the same context trains nothing. Fix: empty parametrize._cache for the recording, then put it back.
-    """
+    """Weights computed while recording have no gradient: left in the cache, they would never be trained."""
     model = randomise(nn.Sequential(lin(5, 4), nn.ReLU(), lin(4, 3)), 1)
     nn.utils.parametrizations.weight_norm(model[0])
     model.eval()
@@ -256,9 +240,7 @@ def test_a_cached_parametrisation_keeps_its_graph():
 
 
 def test_overlapping_recordings_give_dynamo_its_stance_back():
-    """Cause: each thread restores the stance that it found; the second found "force_eager", and from then on nothing
-    that the user compiles runs compiled. Fix: count the users, as _Plain does, and restore with the last.
-    """
+    """A second recording finds the stance of the first, not the user's, which only the last to end restores."""
     import torch._dynamo.eval_frame as dynamo
 
     a_in, b_in, a_out = (threading.Event() for _ in range(3))
@@ -280,9 +262,7 @@ def test_overlapping_recordings_give_dynamo_its_stance_back():
 
 @pytest.mark.parametrize("act", [torch.sin])
 def test_a_forward_that_compiles_for_the_first_time(act):
-    """Cause: _model.kept() sets the stance only if torch._dynamo is loaded already; a forward that calls torch.compile
-    itself loads it under the recorder, and dynamo compiles relupath: a raw AssertionError from dynamo.
-    """
+    """Such a forward loads dynamo under the recorder: it is refused in words, not by an AssertionError of dynamo's."""
     code = (
         "import torch, relupath\n"
         "class Net(torch.nn.Module):\n"
@@ -302,10 +282,7 @@ def test_a_forward_that_compiles_for_the_first_time(act):
 
 
 def test_a_compiled_submodule_gives_no_warning():
-    """Cause: relupath's global module hooks make torch warn ("Using `torch.compile(module)` when there are ...").
-
-    Fix: ignore that one warning while recording, or call the original in its place.
-    """
+    """torch warns of global module hooks at a compiled module; those of the recording are not the user's."""
     inner = Sines(F.relu)
     model = holding(torch.compile(inner, backend="eager"))
     with warnings.catch_warnings():
@@ -313,13 +290,11 @@ def test_a_compiled_submodule_gives_no_warning():
         freeze(model, example((4,), 1))
 
 
-# --- 7. the list of operations, and choices ---
+# --- the list of operations, and what is explained ---
 
 
 def test_the_recorders_own_operations_are_not_listed():
-    """Cause: _saved.Savings.save() runs tensor.detach() under the mode when an unseen operation saves a signal, so that
-    'detach, affine' is listed with a line that has none. Fix: DisableTorchFunction in save() and load().
-    """
+    """What autograd saves for an unseen operation is detached in passing, which is no operation of the model."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         script = torch.jit.script(_sine_for_script)
@@ -334,7 +309,7 @@ def _sine_for_script(h):
 
 
 def test_an_unseen_operation_before_a_gate_is_listed():
-    """Requirement 8, every operation met: what ran unseen before a gate is allowed, then it should be listed too."""
+    """Every operation met is listed, also one that ran unseen and is allowed because it only makes a gate."""
     parts = {"fc": lin(5, 4), "tail": lin(4, 3)}
 
     def unseen(h: Tensor) -> Tensor:
@@ -348,10 +323,9 @@ def test_an_unseen_operation_before_a_gate_is_listed():
 
 @pytest.mark.parametrize("inner", ["product", "sin"])
 def test_an_activation_does_not_launder_what_is_not_affine(inner):
-    """A product of two explained inputs, or a sine, that goes through a ReLU and is then multiplied.
+    """A product of two explained inputs, or a sine, that goes through a ReLU and is then multiplied, is no gate.
 
-    Cause: an activation makes a gate of a bent tensor. Of a graph network with nodes and edges explained,
-    ``edges @ fc(relu(edges @ fc(nodes)))``, the nodes get the weight 0 without a word.
+    Taken for one, it would give the nodes of a graph network the weight 0 without a word.
     """
     parts = {"one": lin(3, 4), "two": lin(4, 4), "out": lin(4, 3)}
 
@@ -366,12 +340,12 @@ def test_an_activation_does_not_launder_what_is_not_affine(inner):
 
 
 def test_one_token_a_sample():
-    """Cause: with inputs= the arguments are not explained, and yet they must have two axes."""
+    """With inputs= the arguments are not explained themselves, so that one axis is enough."""
     model = randomise(nn.Sequential(nn.Embedding(5, 4), nn.ReLU(), lin(4, 3)), 0)
     assert_complete(freeze(model, torch.tensor([2, 0, 4]), inputs="embeddings"), 0)
 
 
-# --- 8. check() runs the model again, as it then is ---
+# --- check() runs the model again, as it then is ---
 
 LATER: dict[str, Callable[[nn.Module], Any]] = {
     "training mode": lambda m: m.train(),
@@ -383,12 +357,7 @@ LATER: dict[str, Callable[[nn.Module], Any]] = {
 
 @pytest.mark.parametrize("case", LATER)
 def test_check_of_a_recording_works_or_says_that_the_model_was_changed(case):
-    """Freeze in eval mode, go on training, check later: the recording itself is whole (linear_model works).
-
-    Cause: Probe.constants runs the model as it now is: "dropout is active", "it writes to 'bn1.num_batches_tracked'",
-    or raw errors. Fix: run it with the flags, autocast and stance of the recording; where it fails, or its training
-    flags or tensors' versions are others, raise ModelError("the model was changed since: freeze again").
-    """
+    """The recording stays whole when the model is changed, but check() runs the model as it now is."""
     model = randomise(nn.Sequential(lin(5, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Dropout(), lin(4, 3)), 0)
     frozen = freeze(model, example((5,), 1))
     expected = linear_model(frozen, 0)

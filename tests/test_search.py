@@ -16,7 +16,6 @@ from cases import NAMES, PARTITIONS, TARGETS, architectures, path_of, units_of
 from nets import Lambda, build, example, inputs, layered, mlp, randomise
 from reference import LayeredTwin, algorithm_1, descend_layered
 from relupath import (
-    Found,
     Greedy,
     Path,
     Search,
@@ -29,6 +28,7 @@ from relupath import (
     logit,
     neurons,
 )
+from relupath._search import Found
 from relupath.errors import PathError, TargetError, UnknownLayerError
 
 GREEDY = Greedy()

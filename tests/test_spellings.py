@@ -1,4 +1,4 @@
-"""Ways to write gates, scales and products that were once wrong or refused; each comment says what went wrong."""
+"""Ways to write gates, scales and products, and to teach operations: each is exact, or refused in words."""
 
 from __future__ import annotations
 
@@ -46,20 +46,17 @@ def each(function):
     return lambda u, v: torch.stack([function(s, t) for s, t in zip(u, v, strict=True)])
 
 
-# --- 1. wrong, or guessed ---
+# --- exact, not guessed ---
 
 
 def test_hardsigmoid_in_place():
-    # _gates._piece: ``twin`` shares its memory with h; _written overwrites h before ``y - slope * twin`` is taken, so
-    # the intercept is y - slope * y. Seen only where the slope is neither 0 nor 1 (hardsigmoid), so check() raises
-    # IncompleteError for nn.Hardsigmoid(inplace=True). Fix: take the intercept before _written.
+    # The intercept y - slope * h needs the h that is overwritten; it shows where the slope is neither 0 nor 1.
     assert_exact(lambda m, h: F.hardsigmoid(h.clone(), inplace=True), lambda m, h: F.hardsigmoid(h))
 
 
 @pytest.mark.parametrize("name", ["addcmul_", "addmm_"])
 def test_a_product_added_in_place_to_a_constant(name):
-    # _scales.added_product runs the call first and takes at_zero() after: by then the constant that was written to is a
-    # signal, so its value is lost from the sources. Fix: take the constant before the product runs.
+    # Once the product has run, the constant that it was added to is overwritten: its value is a source all the same.
     f, twin = {
         "addcmul_": (lambda h: C.clone().addcmul_(h, C), lambda h: C + h * C),
         "addmm_": (
@@ -72,14 +69,12 @@ def test_a_product_added_in_place_to_a_constant(name):
 
 @pytest.mark.parametrize("function", [torch.maximum, torch.max, torch.fmax])
 def test_the_larger_of_a_signal_and_an_integer_tensor(function):
-    # _gates._extremum: an integer constant operand is not counted as a bound (``t.is_floating_point()``), so its
-    # intercept is lost. Fix: any constant tensor that is not the signal bounds it.
+    # A constant of integers bounds a signal as any other does: its value is an intercept.
     assert_exact(lambda m, h: function(h, torch.tensor(1)), lambda m, h: h.clamp(min=1))
 
 
 def test_attention_with_a_query_that_may_look_at_nothing():
-    # _scales.attention: soft-max over a row of -inf is NaN; torch's own attention gives 0 there. The weight becomes NaN
-    # and check() says that samples influence each other. Fix: gates = gates.nan_to_num(0) for rows without a key.
+    # Soft-max over a row of -inf is NaN, but torch's own attention gives 0 there.
     mask = torch.ones(4, 4, dtype=torch.bool).tril()
     mask[1] = False
     assert_exact(
@@ -90,10 +85,7 @@ def test_attention_with_a_query_that_may_look_at_nothing():
 
 @pytest.mark.parametrize("between", [lambda m, r: m.fc2(r), lambda m, r: r @ C[0].T @ C[1], lambda m, r: m.conv(r)])
 def test_a_branch_that_ends_in_a_linear_map_is_no_gate(between):
-    # _record._rank: linear, conv, matmul and einsum hand the rank of a gate on (rule.scales), so that the product of
-    # two branches is guessed silently as soon as one of them has a ReLU somewhere below its last layer: issue 4, "never
-    # guessed". Scaling and moving are meant. Fix: hand it on in products only where the constant factor is a number or
-    # elementwise (mul, div), not for linear_map rules, matmul, einsum, ...
+    # Scaling and moving leave an activation's output a gate; a linear map mixes it, and to freeze it would be a guess.
     model = branches(lambda m, h: between(m, F.relu(h.flip(1))) * h, fc2=nn.Linear(6, 6), conv=nn.Conv1d(4, 4, 1))
     with pytest.raises(UnsupportedOperation, match=r"^mul in module"):
         freeze(model, given_input())
@@ -104,16 +96,14 @@ def test_a_branch_that_ends_in_a_linear_map_is_no_gate(between):
     lambda h, g: F.instance_norm(h, bias=g[:4]),
 ])  # fmt: skip
 def test_a_gate_as_the_bias_of_a_norm(norm):
-    # _scales.normalised takes a frozen gate given as bias for a constant of the network, silently; F.linear refuses the
-    # same ("its bias is a frozen gate"). Fix: refuse if mark_of(bias) is not None.
+    # A frozen gate depends on the input: as a bias it would be taken for a constant of the network without a word.
     model = branches(lambda m, h: torch.stack([norm(s[None], torch.sigmoid(s[0]))[0] for s in h]))
     with pytest.raises(UnsupportedOperation, match=r"^(sigmoid|.*norm) in module"):
         freeze(model, given_input())
 
 
 def test_a_signal_squared_in_place_with_a_choice():
-    # _scales._frozen_at: y.mul_(y.detach()) shares the memory that is written, so that linear_model() raises ModelError
-    # ("a tensor of the recorded pass was overwritten since ... freeze again"), which is not the user's doing.
+    # The frozen factor must be a copy: detached alone, it shares the memory that is written to.
     def square(m, h):
         y = h.clone()
         y.mul_(y)
@@ -123,8 +113,7 @@ def test_a_signal_squared_in_place_with_a_choice():
 
 
 def test_a_power_of_one_at_zero_with_a_choice():
-    # _scales.power: the slope y / h is set to 0 where h = 0, right for p > 1 alone: for p = 1 it is 1 (and ``x**1``
-    # needs no choice: it is linear). Complete, but not the derivative.
+    # Where h = 0 the slope y / h is 0 / 0: its limit is 0 for exponents above 1, but 1 for the exponent 1.
     model = Branches([lambda m, h: (h * C.round()) ** 1])
     frozen = freeze(randomise(model, 3), given_input(), carry="first")
     expected = freeze(randomise(Branches([lambda m, h: h * C.round()]), 3), given_input())
@@ -143,9 +132,7 @@ class Zero(nn.Module):
 
 
 def test_an_operator_that_writes_to_its_argument():
-    # Call.mutates goes by names: an operator of torch.library that declares mutates_args is not seen to write. Taught,
-    # it runs twice and frozen.output is not the model's output; untaught, check() blames nothing. Fix: read
-    # func._schema.is_mutable of an OpOverload; freezes() should refuse such an operator with UsageError.
+    # An operator's schema, not its name, says what it writes to. Run twice, it would change the model's output.
     freezes(squash_)(lambda h: torch.sigmoid(h))
 
     def run(m, h):
@@ -168,15 +155,13 @@ def squash_(h: torch.Tensor) -> None:
     h.mul_(torch.sigmoid(h))
 
 
-# --- 2. refused ---
+# --- understood, not refused ---
 
 
 @pytest.mark.parametrize("like", ["expand_as", "view_as", "type_as", "to", "broadcast_tensors"])
 def test_a_gate_moved_into_the_form_of_a_signal(like):
-    # _record._straight: a call with marks and signals goes on only for products (rule.scales), so ``gate.expand_as(x)``
-    # bends. ``return x * y.expand_as(x)`` is how most squeeze-and-excitation blocks are written, ``.type_as(xq)``
-    # follows the soft-max in LLaMA. Fix: where the first argument is marked and the others serve as a pattern alone
-    # (view_as, reshape_as, expand_as, type_as, to), treat the signal as a constant.
+    # The signal is an argument, but serves as a pattern alone: as in ``x * y.expand_as(x)`` of squeeze-and-excitation
+    # blocks, and in ``.type_as(xq)`` after the soft-max in LLaMA.
     f = {
         "expand_as": lambda h: h * torch.sigmoid(h.mean(-1, keepdim=True)).expand_as(h),
         "view_as": lambda h: h * torch.sigmoid(h.flatten(1)).view_as(h),
@@ -195,8 +180,7 @@ def test_a_gate_moved_into_the_form_of_a_signal(like):
 
 
 def test_a_gate_in_the_type_of_the_scores():
-    # As above, from T5: ``softmax(scores.float()).type_as(scores)``; the scores are bent, and _marked lets the bent
-    # mark win over the gate's.
+    # As in T5: the scores that serve as a pattern are bent themselves, but the gate stays a gate.
     def attention(h):
         scores = h @ h.mT
         return F.softmax(scores.double(), dim=-1).type_as(scores) @ h
@@ -205,7 +189,7 @@ def test_a_gate_in_the_type_of_the_scores():
 
 
 def test_a_norm_moved_into_the_form_of_the_signal():
-    # As above: the torch.nn.functional.normalize of every version, written out.
+    # This is torch.nn.functional.normalize written out.
     assert_exact(
         lambda m, h: h / h.norm(2, -1, True).clamp_min(1e-12).expand_as(h),
         lambda m, h: h / h.norm(2, -1, True).detach(),
@@ -234,12 +218,7 @@ def lstm_from_nothing(m, h, stop=torch.clone, tanh=torch.tanh):
 
 @pytest.mark.parametrize(("run", "make"), [(gru_from_nothing, nn.GRUCell), (lstm_from_nothing, nn.LSTMCell)])
 def test_an_unrolled_recurrent_layer_that_starts_from_zero(run, make):
-    # The issue: "GRU/LSTM are gates times signals too: exact when unrolled". The state starts as a constant: ``f * 0``
-    # and ``r * (W 0 + b)`` are a gate times a constant, which is marked as a gate and may then not be added to a
-    # signal. A constant is a signal without weight: gate * constant is exact as a constant (a source named by the
-    # product). Fix: let a product of a gate with a constant *tensor* be both: a gate, and, where it has to be a signal,
-    # a constant of that value, noted as a source. (Zero times a gate, at least, is plainly zero; that is enough for the
-    # LSTM.)
+    # The first state is constant, so that a gate times a constant is added to a signal: there it counts as a constant.
     def frozen_tanh(a):
         return a * (torch.tanh(a) / a).detach()
 
@@ -248,7 +227,7 @@ def test_an_unrolled_recurrent_layer_that_starts_from_zero(run, make):
 
 @pytest.mark.parametrize("case", ["LSTM", "gate times a bias"])
 def test_a_gate_times_a_constant_is_a_constant(case):
-    # The same in other nets: cross-attention to a constant memory, ``gate * x + (1 - gate) * default``.
+    # It depends on the input, and yet it may be added to a signal, as in ``gate * x + (1 - gate) * default``.
     f, twin = {
         "LSTM": (
             lambda h: torch.sigmoid(h) * torch.zeros_like(C) + h,
@@ -267,9 +246,7 @@ def test_a_gate_times_a_constant_is_a_constant(case):
 
 
 def test_instance_norm_with_running_statistics():
-    # _scales.normalised refuses use_input_stats=False, which is what nn.InstanceNorm(track_running_stats=True) does in
-    # eval mode: a constant scale and shift, as batch norm. Fix: return Straight(constant=call.at_zero(),
-    # output=call()).
+    # In eval mode it is a constant scale and shift, as batch norm is; nothing is frozen.
     norm = nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
     norm.running_mean.copy_(torch.tensor([0.1, -0.3, 0.2, 0.5]))
     norm.running_var.copy_(torch.tensor([0.5, 1.5, 2.0, 0.7]))
@@ -278,8 +255,7 @@ def test_instance_norm_with_running_statistics():
 
 @pytest.mark.parametrize("form", ["pow(-0.5)", "** 0.5", "** -0.5", "L2"])
 def test_a_scale_written_as_a_power(form):
-    # ``(var + eps) ** 0.5`` is as common as sqrt, but a power of what is bent stays bent. Fix: in _mark, a power with
-    # an exponent of a half (or minus a half; or any below 1) makes a scale, as sqrt and rsqrt do.
+    # ``(var + eps) ** 0.5`` is as common as sqrt, but other powers of what is bent stay bent.
     f = {
         "pow(-0.5)": lambda h: h * (h.pow(2).mean(-1, keepdim=True) + 1e-6).pow(-0.5),
         "** 0.5": lambda h: h / (h.pow(2).mean(-1, keepdim=True) + 1e-6) ** 0.5,
@@ -294,8 +270,7 @@ def test_a_scale_written_as_a_power(form):
 
 @pytest.mark.parametrize("function", ["var_mean", "std_mean", "std_mean of the inside"])
 def test_a_layer_norm_by_var_mean(function):
-    # torch.var_mean and torch.std_mean are not in the table; tested, they are refused, and the mean with them. Fix: a
-    # rule that returns (frozen scale, mean as a signal).
+    # Of one call's two results the variance is a frozen scale, but the mean is a signal.
     def layer_norm(h):
         if function == "var_mean":
             variance, mean = torch.var_mean(h, -1, keepdim=True, correction=0)
@@ -314,8 +289,7 @@ def test_a_layer_norm_by_var_mean(function):
 
 @pytest.mark.parametrize("form", ["relu * relu", "pow_", "square_", "a tensor as the exponent"])
 def test_squared_relu(form):
-    # r * r: both factors are activations, so the product is refused as undecided; they are one tensor, and the power of
-    # an activation is exact. pow_ and square_ are not in the table; a constant tensor as exponent is refused.
+    # In r * r both factors come out of an activation; nothing is left to choose, as they are one tensor.
     f = {
         "relu * relu": lambda r: r * r,
         "pow_": lambda r: r.pow_(2),
@@ -327,10 +301,8 @@ def test_squared_relu(form):
 
 @pytest.mark.parametrize("form", ["clamp", "clip", "1 + tanh", "1 - tanh", "expit", "ndtr", "sigmoid_"])
 def test_other_ways_to_write_a_gate(form):
-    # clamp and clip between two bounds are hardtanh (the older hard swish ``x * (x + 3).clamp(0, 6) / 6``); adding a
-    # number to a gate moves it (``0.5 * x * (1 + tanh(..))`` is exact if the argument of tanh is bent and refused if it
-    # is a signal); torch.special.expit is sigmoid, ndtr the gate of GELU; gates and activations beside each other are
-    # gates; sigmoid_ writes a gate over a signal; lerp(a, b, gate) is a + gate * (b - a).
+    # Between two bounds clamp is hardtanh, as in the older hard swish. A number added to a gate leaves it a gate, and
+    # sigmoid_ writes one over a signal.
     f, twin = {
         "clamp": (lambda h: h * (h + 3).clamp(0, 6) / 6, lambda h: h * (h + 3).clamp(0, 6).detach() / 6),
         "clip": (lambda h: h * torch.clip(h / 6 + 0.5, 0, 1), lambda h: h * torch.clip(h / 6 + 0.5, 0, 1).detach()),
@@ -358,9 +330,7 @@ def test_other_ways_to_write_a_gate(form):
 
 
 def test_attention_whose_queries_are_bent():
-    # ``softmax(sin(q) @ k.T) @ v`` is exact by hand and refused as scaled_dot_product_attention (as is a bent
-    # attn_mask): _record._straight bends every call that has a bent argument, although queries, keys and mask only make
-    # the gates.
+    # Queries, keys and mask only make the gates, so that they need not be affine: only the values must be a signal.
     assert_exact(
         lambda m, h: sdpa(torch.sin(h), h, h),
         lambda m, h: (torch.sin(h) @ h.mT * 6**-0.5).softmax(-1).detach() @ h,
@@ -368,7 +338,7 @@ def test_attention_whose_queries_are_bent():
 
 
 def test_rotary_positions_as_complex_numbers():
-    # view_as_complex(x) * polar(1, angle), as in LLaMA: not in the table, and complex signals cannot be tested.
+    # As in LLaMA. It is linear, but complex signals cannot be tested: the table has to know it.
     turn = torch.polar(torch.ones(4, 3, dtype=torch.float64), C[0, :, :3])
 
     def rotate(m, h):
@@ -393,9 +363,8 @@ UNCHOSEN = {
 
 @pytest.mark.parametrize("case", UNCHOSEN)
 def test_other_products_of_two_signals_carry_on_as_chosen(case):
-    # Issue 4: "refused by name, or treated as the user chose (carry=)". These are refused whatever was chosen, and the
-    # sentence does not speak of carry=. For linear and convolutions: _gates._biased raises on a weight that depends on
-    # the input; _scales.added_product's way (positions 0 and 1, the bias is added) would serve.
+    # Whatever multiplies two signals is refused in a sentence that offers carry=, or treated as chosen, also where one
+    # of them stands in a weight's place.
     f = UNCHOSEN[case]
     with pytest.raises(UnsupportedOperation, match="carry='first'"):
         freeze(branches(lambda m, h: f(h, h.flip(1))), given_input())
@@ -404,8 +373,7 @@ def test_other_products_of_two_signals_carry_on_as_chosen(case):
 
 @pytest.mark.parametrize("form", ["mul_", "imul", "addcmul_", "relu.mul_"])
 def test_products_in_place_carry_on_as_chosen(form):
-    # ``y.mul_(z)`` with 'second' or 'half', addcmul_ with any choice and ``relu(y).mul_(z)`` are refused without a way
-    # out. Fix: run them out of place and write the result (Call.out_of_place and _gates._written).
+    # The product overwrites a factor that the derivative may need.
     def imul(y, z):
         y *= z
         return y
@@ -425,7 +393,7 @@ def test_products_in_place_carry_on_as_chosen(form):
 
 @pytest.mark.parametrize("form", ["x * (1 / d)", "x * d.reciprocal()"])
 def test_a_quotient_in_two_steps_with_a_choice(form):
-    # ``x / d`` freezes d with carry='first'; ``x * (1 / d)`` stays refused (and the sentence says to choose carry=).
+    # ``1 / d`` by itself divides a constant by a signal; with a choice it is a frozen scale, as in ``x / d``.
     f = {
         "x * (1 / d)": lambda h: h * (1 / (h.sum(-1, keepdim=True) + 9)),
         "x * d.reciprocal()": lambda h: h * (h.sum(-1, keepdim=True) + 9).reciprocal(),
@@ -434,16 +402,14 @@ def test_a_quotient_in_two_steps_with_a_choice(form):
 
 
 def test_the_power_of_one_is_linear():
-    # Refused as "a power of a signal that comes out of no activation".
     assert_exact(lambda m, h: h**1, lambda m, h: h)
 
 
-# --- 3. freezes ---
+# --- freezes ---
 
 
 def test_a_subclass_of_a_taught_autograd_function_computes_what_it_did():
-    # _own._announced binds ``apply`` to the class that was taught: a subclass runs its parent's forward and backward
-    # from then on, in and outside of relupath. Fix: a classmethod that hands on to the original for any other class.
+    # A subclass inherits the ``apply`` that announces the taught class, but runs its own forward and backward.
     class Gated(torch.autograd.Function):
         @staticmethod
         def forward(ctx, h):
@@ -481,8 +447,7 @@ def _wrapped_by_another():
     ids=["a module", "a bound method", "partial", "math", "built-in", "functools.wraps", "an object"],
 )
 def test_what_torch_does_not_announce_cannot_be_taught(make):
-    # _own._spellings refuses plain Python functions alone; other callables are put into the table, where no call ever
-    # finds them, without a word. (So is any function of a package whose name begins with "torch".)
+    # In the table no call would ever find it, and the user would never know.
     with pytest.raises(UsageError):
         freezes(make())(torch.ones_like)
 
@@ -494,15 +459,14 @@ class _Callable:
 
 @pytest.mark.parametrize("form", ["method", "torch.special"])
 def test_a_taught_function_of_torch_is_seen_under_its_other_names(form):
-    # torch.sin and torch.Tensor.sin are two functions; the table lists names in every home (_calls.HOMES), freezes
-    # takes the one object. Fix: all functions of that __name__ in HOMES.
+    # torch.sin and torch.Tensor.sin are two functions: whoever teaches one means both.
     freezes(torch.sin if form == "method" else torch.erfc)(lambda h: (torch.sin(h) if form == "method" else h) / h)
     f = {"method": lambda h: h.sin(), "torch.special": lambda h: torch.special.erfc(h)}[form]
     assert_complete(freeze(branches(lambda m, h: f(h)), given_input()), 0)
 
 
 def test_a_name_that_ends_with_an_underscore_is_not_in_place():
-    # Call.mutates: a taught class or function whose name ends with "_" is taken for in place and refused.
+    # The underscore means in place in torch's own names alone.
     swish_ = wrap_torch_function(lambda h: (h,))(lambda h: h * torch.sigmoid(h))
     swish_.__name__ = "swish_"
     freezes(swish_)(torch.sigmoid)
@@ -510,8 +474,7 @@ def test_a_name_that_ends_with_an_underscore_is_not_in_place():
 
 
 def test_a_taught_module_that_writes_to_its_argument_is_exact_or_refused():
-    # _own._rule runs the module on the signal itself, which it overwrites; the slope and the rest are then taken at the
-    # output. check() raises IncompleteError. Fix: run it on a clone and compare, or refuse.
+    # Once the argument is overwritten, its slope and rest would be taken at the output.
     class InPlace(nn.Module):
         def forward(self, h):
             return h.mul_(torch.sigmoid(h))
@@ -525,8 +488,7 @@ def test_a_taught_module_that_writes_to_its_argument_is_exact_or_refused():
 
 
 def test_teaching_again_what_is_called_through_apply():
-    # After freezes(Gated), ``Gated.apply`` is a plain function without a module: freezes(Gated.apply) raises
-    # AttributeError ('NoneType' object has no attribute 'startswith') in place of a UsageError.
+    # The ``apply`` of a taught class is not torch's own: it is refused like any function that torch does not announce.
     class Gated(torch.autograd.Function):
         @staticmethod
         def forward(ctx, h):

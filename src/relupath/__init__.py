@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import creatures, draw, images, models, runs
     from ._freeze import freeze
-    from ._frozen import Completeness, Frozen
+    from ._frozen import Frozen
     from ._linear import PathModel, linear_model
     from ._own import freezes
     from ._partitions import Partition, channels, heads, labels, locations, neurons
     from ._paths import Path, Step
-    from ._places import Operation
-    from ._search import Found, Greedy, Search, find_paths
+    from ._search import Greedy, Mass, Search, Selective, find_paths
     from ._targets import Target, contrast, logit
     from ._units import Layer
 
 _HOME = {
-    "Completeness": "_frozen", "Found": "_search", "Frozen": "_frozen", "Greedy": "_search", "Layer": "_units",
-    "Operation": "_places", "Partition": "_partitions", "Path": "_paths", "PathModel": "_linear", "Search": "_search",
-    "Step": "_paths", "Target": "_targets", "channels": "_partitions", "contrast": "_targets", "find_paths": "_search",
+    "Frozen": "_frozen", "Greedy": "_search", "Layer": "_units", "Mass": "_search", "Partition": "_partitions",
+    "Path": "_paths", "PathModel": "_linear", "Search": "_search", "Selective": "_search", "Step": "_paths",
+    "Target": "_targets", "channels": "_partitions", "contrast": "_targets", "find_paths": "_search",
     "freeze": "_freeze", "freezes": "_own", "heads": "_partitions", "labels": "_partitions", "linear_model": "_linear",
     "locations": "_partitions", "logit": "_targets", "neurons": "_partitions",
 }  # fmt: skip

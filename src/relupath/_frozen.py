@@ -28,6 +28,10 @@ LayerLike = Layer | str | int | nn.Module | tuple[nn.Module, int]
 """A layer, its name, its position, its module, or a module that runs several times with the number of the call."""
 
 
+AT_ONCE = 2**28
+"""How many bytes of one layer's products run at once."""
+
+
 @dataclass(frozen=True, eq=False)
 class Completeness:
     """The output of the target by two independent routes, one number a sample.
@@ -141,17 +145,30 @@ class Frozen:
         """
         if not cotangents or not to:
             return [torch.zeros_like(layer.output) for layer in to]
-        # Where the forward wrote to views, autograd fails on products that stop half way (CopySlices).
-        down = [*to, *self.inputs] if self.writes_to_views else to
-        with self.lock, torch.inference_mode(False), torch.enable_grad():
-            grads = torch.autograd.grad(
-                [layer.edge for layer in cotangents],
-                [layer.edge for layer in down],
-                [cotangent.contiguous() for cotangent in cotangents.values()],
-                retain_graph=True,
-                allow_unused=True,
-            )
-        return [torch.zeros_like(l.output) if g is None else g for l, g in zip(to, grads, strict=False)]
+        return self._pull(cotangents, to, batched=False)
+
+    def vjps(
+        self, cotangents: Mapping[Layer, Float[Tensor, "K B ..."]], to: Sequence[Layer]
+    ) -> list[Float[Tensor, "K B ..."]]:
+        """K vector-Jacobian products at once; see ``vjp``. All layers have K cotangents.
+
+        Returns:
+            K products for each layer of ``to``.
+        """
+        count = len(next(iter(cotangents.values())))
+        first = min((self.layers.index(layer) for layer in to if layer in self.layers), default=0)
+        last = max(self.order(layer) for layer in cotangents)
+        met = [*cotangents, *to, *self.layers[first:last]]
+        largest = max(layer.output.numel() * layer.output.element_size() for layer in met)
+        chunk = min(count, max(1, AT_ONCE // largest))
+        parts = []
+        for start in range(0, count, chunk):
+            some = {layer: v[start : start + chunk] for layer, v in cotangents.items()}
+            if min(chunk, count - start) == 1:
+                parts.append([v[None] for v in self.vjp({layer: v[0] for layer, v in some.items()}, to)])
+            else:
+                parts.append(self._pull(some, to, batched=True))
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     def below(self, layers: Sequence[Layer]) -> dict[Layer, frozenset[Layer]]:
         """For the output and each of the layers, those of the layers on which it depends."""
@@ -249,6 +266,24 @@ class Frozen:
             ones, below = torch.ones_like(layer.output), GradientEdge(node, position)
             (slope,) = torch.autograd.grad([layer.edge], [below], [ones], retain_graph=True, allow_unused=True)
         return slope if slope is not None and slope.shape == layer.output.shape else None
+
+    def _pull(self, cotangents: Mapping[Layer, Tensor], to: Sequence[Layer], batched: bool) -> list[Tensor]:
+        # Where the forward wrote to views, autograd fails on products that stop half way (CopySlices).
+        down = [*to, *self.inputs] if self.writes_to_views else to
+        with self.lock, torch.inference_mode(False), torch.enable_grad():
+            grads = torch.autograd.grad(
+                [layer.edge for layer in cotangents],
+                [layer.edge for layer in down],
+                [cotangent.contiguous() for cotangent in cotangents.values()],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
+        count = next(iter(cotangents.values())).shape[:batched]
+        return [
+            layer.output.new_zeros(*count, *layer.output.shape) if g is None else g
+            for layer, g in zip(to, grads, strict=False)
+        ]
 
     def _account(self, functional: Functional, sample: int) -> tuple[Tensor, Tensor, Tensor]:
         """<W, x>, the bias summed over sources, and the largest term, of one sample."""

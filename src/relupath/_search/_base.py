@@ -42,6 +42,16 @@ class Problem:
         """The contributions of a layer's units."""
         return self.partitions[layer].scores(contribution)
 
+    def top(self, depth: int | None) -> tuple[tuple[Layer, ...], ...]:
+        """So many levels from the top.
+
+        Raises:
+            PathError: the depth is less than 1.
+        """
+        if depth is not None and depth < 1:
+            raise PathError(f"depth must be at least 1; got {depth}")
+        return self.levels[:depth]
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -61,18 +71,33 @@ class Found:
     """What a search found, one entry a sample.
 
     Attributes:
-        paths: the path.
-        importance: from layer name (and ``x``) to the importance of the chosen unit, in the order of choice.
+        ranked: the paths, the one of the largest value first; no route of the network is on two of them.
+        values: f^P(x) of each of these paths.
+        importance: of the first path, from layer name (and ``x``) to the importance of the chosen unit, or of the
+            chosen units together, in the order of choice.
         stopped: why the search ended.
-        model: the linear models of the paths, a by-product of the search.
+        model: the linear model of the first path, a by-product of the search.
+        value: the target's value f(x), (B,).
         cost: what it cost.
     """
 
-    paths: tuple[Path, ...]
+    ranked: tuple[tuple[Path, ...], ...]
+    values: tuple[tuple[float, ...], ...]
     importance: tuple[Mapping[str, float], ...]
     stopped: tuple[str, ...]
     model: PathModel = field(repr=False)
+    value: Float[Tensor, " B"] = field(repr=False)
     cost: Cost
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The first path of each sample."""
+        return tuple(ranked[0] for ranked in self.ranked)
+
+    @property
+    def held(self) -> Float[Tensor, " B"]:
+        """How much of the target's value the paths hold together: the sum of their values over f(x)."""
+        return self.value.new_tensor([sum(values) for values in self.values]) / self.value
 
 
 class Search(ABC):
@@ -80,7 +105,7 @@ class Search(ABC):
 
     @abstractmethod
     def search(self, problem: Problem) -> Found:
-        """Find one path a sample."""
+        """Find the paths of each sample."""
 
 
 def find_paths(

@@ -111,7 +111,9 @@ class _Descent:
         tiny = (self.scale.abs() < torch.finfo(self.scale.dtype).tiny).tolist()
         reached = ("reached the input", f"reached the input; its value is below the range of {self.scale.dtype}")
         stopped = tuple(reason or reached[under] for reason, under in zip(self.stopped, tiny, strict=True))
-        return Found(tuple(paths), tuple(self.importance), stopped, model, Cost(self.products))
+        ranked, values = tuple((path,) for path in paths), tuple((value,) for value in self.value.tolist())
+        whole = problem.functional.value
+        return Found(ranked, values, tuple(self.importance), stopped, model, whole, Cost(self.products))
 
     def _pull(self, cotangents: dict[Layer, Tensor], layers: Sequence[Layer]) -> list[Tensor]:
         self.products += 1

@@ -1,0 +1,74 @@
+"""Selective multi-way paths: units that speak for the target more than for other classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .._targets import Functional
+from ..errors import PathError
+from ._base import Found, Problem, Search
+from ._sets import Scores, descend
+
+
+@dataclass(frozen=True)
+class Selective(Search):
+    """From the output down, on every layer the units whose share for the target exceeds 1 / number of classes.
+
+    Of every unit the contributions to the target and to the other classes, ``c_k = h * d y_k / d h`` through the units
+    chosen above, are compared by a soft-max over the classes. Kept are at most ``width`` units with the largest share,
+    at least the best one. The cotangents of the classes are carried down once, so that the cost grows with the depth
+    alone. Layers side by side are chosen on as one.
+
+    A target that is not a logit, such as a contrast, is compared with the logits that it does not add.
+
+    Attributes:
+        width: at most so many units a level; None means no limit.
+        depth: on so many levels from the top; None means all.
+        classes: the target and the most plausible other classes, so many in all; None means all classes.
+
+    Source: the multi-way paths of the longer paper (AISTATS 2024, PMLR 238:4645-4653).
+    """
+
+    width: int | None = 64
+    depth: int | None = None
+    classes: int | None = 10
+
+    def search(self, problem: Problem) -> Found:
+        """Find one path a sample.
+
+        Raises:
+            PathError: the width, the depth or the number of classes is out of range.
+        """
+        if self.width is not None and self.width < 1:
+            raise PathError(f"width must be at least 1; got {self.width}")
+        if self.classes is not None and self.classes < 2:
+            raise PathError(f"at least 2 classes are needed to compare; got {self.classes}")
+        functionals = _functionals(problem.functional, problem.frozen.output, self.classes)
+        return descend(problem, functionals, problem.top(self.depth), self._choose)
+
+    def _choose(self, scores: Scores) -> Bool[Tensor, "B units"]:
+        share = scores.double().softmax(0)[0].masked_fill((scores == 0).all(0), -1)
+        rank = share.argsort(dim=1, descending=True, stable=True).argsort(1)
+        among = rank < (share.shape[1] if self.width is None else self.width)
+        return (among & (share > 1 / len(scores))) | (rank == 0)
+
+
+def _functionals(target: Functional, output: Float[Tensor, "B C"], classes: int | None) -> Float[Tensor, "K B C"]:
+    """The target's gradient, then those of the most plausible logits that it does not add.
+
+    Raises:
+        PathError: the output does not hold one logit a class.
+    """
+    if output.ndim != 2:
+        raise PathError(f"classes can be compared in an output (samples, classes); got shape {list(output.shape)}")
+    others = output.masked_fill(target.gradient > 0, -torch.inf)
+    open_to = int((others > -torch.inf).sum(1).min())
+    if open_to < 1:
+        raise PathError("there is no class to compare with: the target adds every logit")
+    count = min(open_to, output.shape[1] if classes is None else classes - 1)
+    best = others.topk(count, 1).indices
+    return torch.cat([target.gradient[None], torch.nn.functional.one_hot(best.T, output.shape[1]).to(output.dtype)])
