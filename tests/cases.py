@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nets import JOINS, NETS, STYLES
-from relupath import Frozen, Partition, Path, channels, contrast, locations, logit, neurons
+from relupath import (
+    Beam,
+    BestFirst,
+    Frozen,
+    Greedy,
+    Mass,
+    Partition,
+    Path,
+    Selective,
+    channels,
+    contrast,
+    locations,
+    logit,
+    neurons,
+)
 from relupath._partitions import Axes
 
 NAMES = tuple(NETS)
@@ -34,6 +48,16 @@ PARTITIONS = {
     "locations": locations,
     "rows": Axes("rows", 1, 2),
     "modulo": Modulo(3),
+}
+
+SEARCHES = {
+    "greedy": Greedy(),
+    "selective": Selective(width=3),
+    "selective, two classes": Selective(width=None, depth=2, classes=2),
+    "mass": Mass(0.6),
+    "beam": Beam(3),
+    "beam, deep": Beam(2, depth=2),
+    "best first": BestFirst(9),
 }
 
 

@@ -267,6 +267,7 @@ def test_a_partition_names_every_neuron_once(partition, shape):
             mask[tuple(slice(None) if i is None else i for i in unit)] += 1
         total += mask
         assert torch.equal(partition.labels(shape) == index, mask.bool())
+        assert torch.equal(partition.members(index, shape), mask.flatten().nonzero()[:, 0])
         chosen = torch.zeros(2, scores.shape[1], dtype=torch.bool)
         chosen[0, index] = True
         assert torch.equal(partition.mask(chosen, shape)[0].float(), mask)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,13 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from asserts import assert_close, assert_same_model, assert_untouched, flat
-from cases import NAMES, PARTITIONS, TARGETS, architectures, path_of, units_of
+from cases import NAMES, PARTITIONS, SEARCHES, TARGETS, architectures, path_of, units_of
 from nets import Lambda, build, example, inputs, layered, mlp, randomise
 from reference import LayeredTwin, algorithm_1, descend_layered
 from relupath import (
     Greedy,
     Path,
-    Search,
     Step,
     channels,
     find_paths,
@@ -32,7 +29,6 @@ from relupath._search import Found
 from relupath.errors import PathError, TargetError, UnknownLayerError
 
 GREEDY = Greedy()
-SEARCHES = {"greedy": GREEDY}
 LAYERED = [name for name in NAMES if name != "linear"]
 
 
@@ -403,16 +399,6 @@ def test_several_inputs_end_at_the_best_element_of_all():
 
 
 # --- strategies ---
-
-
-def test_a_strategy_is_a_value():
-    for search in SEARCHES.values():
-        assert isinstance(search, Search)
-        assert dataclasses.is_dataclass(search)
-        assert search == type(search)()
-        assert hash(search) == hash(type(search)())
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            search.width = 3
 
 
 def test_the_result_says_what_it_cost():

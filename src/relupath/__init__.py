@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from ._own import freezes
     from ._partitions import Partition, channels, heads, labels, locations, neurons
     from ._paths import Path, Step
-    from ._search import Greedy, Mass, Search, Selective, find_paths
+    from ._search import Beam, BestFirst, Greedy, Mass, Search, Selective, find_paths
     from ._targets import Target, contrast, logit
     from ._units import Layer
 
 _HOME = {
-    "Frozen": "_frozen", "Greedy": "_search", "Layer": "_units", "Mass": "_search", "Partition": "_partitions",
-    "Path": "_paths", "PathModel": "_linear", "Search": "_search", "Selective": "_search", "Step": "_paths",
-    "Target": "_targets", "channels": "_partitions", "contrast": "_targets", "find_paths": "_search",
-    "freeze": "_freeze", "freezes": "_own", "heads": "_partitions", "labels": "_partitions", "linear_model": "_linear",
-    "locations": "_partitions", "logit": "_targets", "neurons": "_partitions",
+    "Beam": "_search", "BestFirst": "_search", "Frozen": "_frozen", "Greedy": "_search", "Layer": "_units",
+    "Mass": "_search", "Partition": "_partitions", "Path": "_paths", "PathModel": "_linear", "Search": "_search",
+    "Selective": "_search", "Step": "_paths", "Target": "_targets", "channels": "_partitions", "contrast": "_targets",
+    "find_paths": "_search", "freeze": "_freeze", "freezes": "_own", "heads": "_partitions", "labels": "_partitions",
+    "linear_model": "_linear", "locations": "_partitions", "logit": "_targets", "neurons": "_partitions",
 }  # fmt: skip
 _MODULES = ("creatures", "draw", "errors", "images", "models", "runs")
 

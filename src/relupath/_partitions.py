@@ -51,6 +51,10 @@ class Partition(ABC):
             tuple(None if w else i for i, w in zip(place, whole, strict=True)) for place in member.nonzero().tolist()
         )
 
+    def members(self, index: int, shape: Sequence[int]) -> Int[Tensor, " neurons"]:
+        """The positions of a unit's neurons in the flattened layer."""
+        return (self.labels(shape).flatten() == index).nonzero()[:, 0]
+
     def mask(self, chosen: Bool[Tensor, "B units"], shape: Sequence[int]) -> Bool[Tensor, "B *shape"]:
         """The neurons of the chosen units, for each sample."""
         labels = self.labels(shape).flatten().to(chosen.device)
@@ -96,6 +100,16 @@ class Axes(Partition):
         for axis in reversed(self.axes(len(shape))):
             index, coordinates[axis] = divmod(index, shape[axis])
         return (tuple(coordinates),)
+
+    def members(self, index: int, shape: Sequence[int]) -> Int[Tensor, " neurons"]:
+        """The positions of a unit's neurons in the flattened layer."""
+        ((*coordinates,),) = self.units(index, shape)
+        position, stride = torch.zeros(1, dtype=torch.long), 1
+        for i, size in zip(reversed(coordinates), reversed(shape), strict=True):
+            along = torch.arange(size) if i is None else torch.tensor([i])
+            position = (along[:, None] * stride + position).flatten()
+            stride *= size
+        return position
 
     def mask(self, chosen: Bool[Tensor, "B units"], shape: Sequence[int]) -> Bool[Tensor, "B *shape"]:
         """The neurons of the chosen units, for each sample."""

@@ -1,8 +1,13 @@
 """The searches, one file each."""
 
 from ._base import Cost, Found, Problem, Search, find_paths, partitions_of
+from .beam import Beam
+from .best_first import BestFirst
 from .greedy import Greedy
 from .mass import Mass
 from .selective import Selective
 
-__all__ = ["Cost", "Found", "Greedy", "Mass", "Problem", "Search", "Selective", "find_paths", "partitions_of"]
+__all__ = [
+    "Beam", "BestFirst", "Cost", "Found", "Greedy", "Mass", "Problem", "Search", "Selective", "find_paths",
+    "partitions_of",
+]  # fmt: skip

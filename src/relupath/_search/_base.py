@@ -132,6 +132,8 @@ def find_paths(
         UnknownLayerError: a layer is not recorded.
         TargetError: the target does not fit the output or is not linear.
     """
+    if not isinstance(search, Search):
+        raise PathError(f"a search is a strategy such as Greedy(); got {search!r}")
     if isinstance(layers, str):
         raise PathError(f"layers takes a list of layers, such as [{layers!r}]; got the text {layers!r}")
     batched = [layer for layer in frozen.layers if len(layer.output) == frozen.batch]

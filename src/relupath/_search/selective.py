@@ -57,7 +57,7 @@ class Selective(Search):
         return (among & (share > 1 / len(scores))) | (rank == 0)
 
 
-def _functionals(target: Functional, output: Float[Tensor, "B C"], classes: int | None) -> Float[Tensor, "K B C"]:
+def _functionals(target: Functional, output: Float[Tensor, "B ..."], classes: int | None) -> Float[Tensor, "K B ..."]:
     """The target's gradient, then those of the most plausible logits that it does not add.
 
     Raises:
