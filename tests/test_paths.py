@@ -319,14 +319,15 @@ def test_a_partition_that_does_not_fit_is_refused(partition, shape, said):
 
 
 def test_a_step_over_layers_side_by_side_prints_and_round_trips():
-    step = Step.over({"a": [(2, None)], "b": [(1,), (0,)], "c": [(i,) for i in range(10)]})
+    parts = Step("a", ((2, None),)), Step("b", ((1,), (0,))), Step("c", tuple((i,) for i in range(10)))
+    step = Step.over(parts)
     assert step.layers == ("a", "b", "c")
-    assert step.chosen == {"a": ((2, None),), "b": ((0,), (1,)), "c": tuple((i,) for i in range(10))}
+    assert step.parts == {part.layer: part for part in parts}
     assert str(step) == "a[2,:] | b[0][1] | c[0][1][2][3][4][5][6][7][... 2 more]"
     path = Path((step, Step("top", ((0,),))))
     assert path.layers == ("a", "b", "c", "top")
     assert Path.from_json(path.to_json()) == path
-    thin = Path((Step.over({"a": [(None, None)], "b": [(1,)]}),))
+    thin = Path((Step("a", ((None, None),), (Step("b", ((1,),)),)),))
     deep = Path((Step("a", ((2, 0),)), Step("top", ((0,),))))
     assert deep.refines(thin)
     assert not thin.refines(deep)
@@ -343,13 +344,14 @@ def test_routes_pass_one_of_the_layers_side_by_side():
     frozen = freeze(build("squeeze"), inputs("squeeze"))
     level = next(level for level in frozen.levels(frozen.layers) if len(level) > 1)
     whole = {layer.name: [(None,) * len(layer.shape)] for layer in level}
-    both = linear_model(frozen, 1, Path((Step.over(whole),)))
+    both = linear_model(frozen, 1, Path((Step.over(Step(name, tuple(units)) for name, units in whole.items()),)))
     each = [linear_model(frozen, 1, Path((Step(name, tuple(units)),))) for name, units in whole.items()]
     assert_children_sum_to_parent(each, both)
     assert all(float(part.value.abs().max()) > 0 for part in each)
     lower = next(layer for layer in frozen.layers if layer in frozen.below([*level, layer])[level[0]])
+    dependent = Step(level[0].name, tuple(whole[level[0].name]), (Step(lower.name, ((0, 0, 0),)),))
     with pytest.raises(PathError, match="not side by side: one depends on another"):
-        linear_model(frozen, 1, Path((Step.over({level[0].name: whole[level[0].name], lower.name: [(0, 0, 0)]}),)))
+        linear_model(frozen, 1, Path((dependent,)))
 
 
 def test_a_layer_side_by_side_may_stay_while_the_others_descend():
@@ -358,12 +360,42 @@ def test_a_layer_side_by_side_may_stay_while_the_others_descend():
     model = randomise(Lambda(_two_branches, **parts, tail=torch.nn.Linear(8, 3)), 3)
     frozen = freeze(model, example((4,), 2), layers=[":relu", ":relu#2", ":relu#3"])
     short, low, high = (layer.name for layer in frozen.layers)
-    upper = Step.over({short: [(0,), (2,)], high: [(None,)]})
-    lower = Step.over({short: [(None,)], low: [(1,), (2,)]})
+    upper = Step(short, ((0,), (2,)), (Step(high, ((None,),)),))
+    lower = Step(short, ((None,),), (Step(low, ((1,), (2,))),))
     both = linear_model(frozen, 0, Path((lower, upper)))
     each = [Path.of([(short, [(0,), (2,)])]), Path.of([(low, [(1,), (2,)]), (high, (None,))])]
     assert_children_sum_to_parent([linear_model(frozen, 0, path) for path in each], both)
     assert (both.value != 0).all()
+
+
+def test_all_but_some_units():
+    frozen = freeze(build("vgg"), inputs("vgg"))
+    layer = frozen.layers[1]
+    some = ((0, None, None), (2, 1, 1))
+    rest = Path((Step(layer.name, some, but=True),))
+    parts = [linear_model(frozen, 0, path) for path in (rest, Path((Step(layer.name, some),)))]
+    everything, every_unit = Path((Step(layer.name, (), but=True),)), Path.of([(layer.name, (None,) * 3)])
+    assert_children_sum_to_parent(parts, linear_model(frozen, 0, everything))
+    assert_same_model(linear_model(frozen, 0, everything), linear_model(frozen, 0, every_unit))
+    assert Path.from_json(rest.to_json()) == rest
+    assert str(rest).startswith(f"{layer.name} but [c0][c2,y1,x1] <- ") or str(rest).startswith(
+        f"{layer.name} but [c0]"
+    )
+    assert str(everything).startswith(f"{layer.name}[all]")
+
+
+@pytest.mark.parametrize(("fine", "coarse", "expected"), [
+    (Step("a", ((1, 2),)), Step("a", ((0, None),), but=True), True),
+    (Step("a", ((1, 2),)), Step("a", ((1, None),), but=True), False),
+    (Step("a", ((None, 2),)), Step("a", ((1, None),), but=True), False),
+    (Step("a", ((1, None),), but=True), Step("a", ((1, 2),), but=True), True),
+    (Step("a", ((1, 2),), but=True), Step("a", ((1, None),), but=True), False),
+    (Step("a", ((1, 2),), but=True), Step("a", ((None, None),)), True),
+    (Step("a", ((1, 2),), but=True), Step("a", ((0, 1),)), False),
+    (Step("a", ((1, 2),)), Step("b", ((1, 2),)), False),
+])  # fmt: skip
+def test_a_step_lies_within_another(fine, coarse, expected):
+    assert fine.lies_within(coarse) is expected
 
 
 def _two_branches(m, x):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import creatures, draw, images, models, runs
+    from ._decompose import Node, decompose
     from ._freeze import freeze
     from ._frozen import Frozen
     from ._linear import PathModel, linear_model
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Beam": "_search", "BestFirst": "_search", "Frozen": "_frozen", "Greedy": "_search", "Layer": "_units",
-    "Mass": "_search", "Partition": "_partitions", "Path": "_paths", "PathModel": "_linear", "Search": "_search",
-    "Selective": "_search", "Step": "_paths", "Target": "_targets", "channels": "_partitions", "contrast": "_targets",
-    "find_paths": "_search", "freeze": "_freeze", "freezes": "_own", "heads": "_partitions", "labels": "_partitions",
-    "linear_model": "_linear", "locations": "_partitions", "logit": "_targets", "neurons": "_partitions",
+    "Mass": "_search", "Node": "_decompose", "Partition": "_partitions", "Path": "_paths", "PathModel": "_linear",
+    "Search": "_search", "Selective": "_search", "Step": "_paths", "Target": "_targets", "channels": "_partitions",
+    "contrast": "_targets", "decompose": "_decompose", "find_paths": "_search", "freeze": "_freeze",
+    "freezes": "_own", "heads": "_partitions", "labels": "_partitions", "linear_model": "_linear",
+    "locations": "_partitions", "logit": "_targets", "neurons": "_partitions",
 }  # fmt: skip
 _MODULES = ("creatures", "draw", "errors", "images", "models", "runs")
 

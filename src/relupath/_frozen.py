@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from ._partitions import Partition, neurons
 from ._places import Operation
 from ._probe import Probe
 from ._sources import Source, tallied
@@ -131,6 +132,43 @@ class Frozen:
             )
         return layer
 
+    def layers_of_paths(self, layers: Sequence[LayerLike] | None) -> list[Layer]:
+        """The layers to choose units on; None means every recorded one whose first axis is the batch.
+
+        Raises:
+            PathError: there is none, one is named twice, or one has another first axis.
+            UnknownLayerError: a layer is not recorded.
+        """
+        if isinstance(layers, str):
+            raise PathError(f"layers takes a list of layers, such as [{layers!r}]; got the text {layers!r}")
+        batched = [layer for layer in self.layers if len(layer.output) == self.batch]
+        chosen = batched if layers is None else [self.layer_of_path(which) for which in layers]
+        if not chosen:
+            raise PathError(
+                "there is no hidden layer to search: the model has no activation function, or layers is empty; "
+                "name module outputs with freeze(..., layers=[...])"
+            )
+        if len(set(chosen)) < len(chosen):
+            raise PathError("a layer is named twice")
+        return chosen
+
+    def partitions(
+        self, layers: Sequence[Layer], partition: Partition | Mapping[LayerLike, Partition]
+    ) -> dict[Layer, Partition]:
+        """The partition of each layer: one for all, or those of the layers named and neurons for the others.
+
+        Raises:
+            PathError: a partition does not fit its layer.
+            UnknownLayerError: a named layer is not recorded.
+        """
+        if isinstance(partition, Partition):
+            chosen = dict.fromkeys(layers, partition)
+        else:
+            chosen = dict.fromkeys(layers, neurons) | {self.layer(which): one for which, one in partition.items()}
+        for layer in layers:
+            chosen[layer].count(layer.shape)
+        return chosen
+
     def vjp(
         self, cotangents: Mapping[Layer, Float[Tensor, "B ..."]], to: Sequence[Layer]
     ) -> list[Float[Tensor, "B ..."]]:
@@ -227,7 +265,15 @@ class Frozen:
         return Completeness(functional.value, weight_part, bias, from_sources, error, self.tolerance)
 
     def to_inputs(self, cotangents: Mapping[Layer, Float[Tensor, "B ..."]]) -> list[Float[Tensor, "B ..."]]:
-        """Vector-Jacobian products down to the inputs, verified: ``sum <v, a> = <W, x> + sum <dv/ds, s>``.
+        """Vector-Jacobian products down to the inputs, verified; see ``accounted``."""
+        return self.accounted(cotangents)[0]
+
+    def accounted(
+        self, cotangents: Mapping[Layer, Float[Tensor, "B ..."]]
+    ) -> tuple[list[Float[Tensor, "B ..."]], dict[Source, Tensor]]:
+        """Vector-Jacobian products down to the inputs, and what each constant s below adds, summed over the samples.
+
+        They are verified: ``sum <v, a> = <W, x> + sum <dv/ds, s>``.
 
         Raises:
             IncompleteError: the cotangents' layers are not what the weights and the constants below say.
@@ -241,7 +287,7 @@ class Frozen:
         error = float(terms.sum().abs() / size) if size > 0 else 0.0
         if not error <= self.tolerance:
             raise self._incomplete("the layers' outputs, they differ from weights and constants below", error)
-        return products
+        return products, tally
 
     def bias_terms(self, target: TargetLike = None) -> dict[Source, Tensor]:
         """What each constant s adds to the target, ``<df/ds, s>``, summed over the samples: together the bias b.

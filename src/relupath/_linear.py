@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._frozen import Frozen
-from ._paths import Path
+from ._paths import Path, Step
 from ._targets import TargetLike
 from ._units import Layer, mask_of
 from .errors import InputError, PathError
@@ -121,10 +121,16 @@ def _descend(frozen: Frozen, gradient: Tensor, paths: Sequence[Path]) -> tuple[d
         _refuse_order(frozen, layers, above, paths[0])
         pulled = frozen.vjp(dict(zip(above, cotangents, strict=True)), layers)
         shared = all(step == chosen[0] for step in chosen)
-        steps = [step.chosen for step in (chosen[:1] if shared else chosen)]
-        masks = [torch.stack([mask_of(step[layer.name], layer) for step in steps]) for layer in layers]
+        steps = [step.parts for step in (chosen[:1] if shared else chosen)]
+        masks = [torch.stack([_mask(step[layer.name], layer) for step in steps]) for layer in layers]
         above, cotangents = layers, [v * mask for v, mask in zip(pulled, masks, strict=True)]
     return dict(zip(above, cotangents, strict=True)), inner(cotangents, [layer.output for layer in above])
+
+
+def _mask(step: Step, layer: Layer) -> Float[Tensor, "*shape"]:
+    """The 0/1 mask of the neurons that a step chooses on a layer."""
+    mask = mask_of(step.units, layer)
+    return 1 - mask if step.but else mask
 
 
 def _refuse_order(frozen: Frozen, layers: Sequence[Layer], above: Sequence[Layer], path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ._units import Unit
@@ -24,11 +24,13 @@ class Step:
         units: coordinates, sorted; None stands for a whole axis.
         beside: the chosen units of layers that do not depend on this one nor on each other, such as the branches of a
             concatenation: a route passes the chosen units of one of these layers.
+        but: whether the units are those left out: all others are chosen.
     """
 
     layer: str
     units: tuple[Unit, ...]
     beside: tuple[Step, ...] = ()
+    but: bool = False
 
     def __post_init__(self) -> None:
         """Bring the units into one order.
@@ -39,37 +41,38 @@ class Step:
         if len(set(self.layers)) < len(self.layers) or any(step.beside for step in self.beside):
             raise PathError(f"the layers side by side must be different ones, without others beside: {self.layers}")
         units = tuple(tuple(unit) for unit in self.units)
-        if not units:
+        if not units and not self.but:
             raise PathError(f"no unit is chosen on layer {self.layer!r}")
         if len(set(units)) < len(units):
             raise PathError(f"a unit of layer {self.layer!r} is named twice")
         object.__setattr__(self, "units", tuple(sorted(units, key=_order)))
 
     @classmethod
-    def over(cls, chosen: Mapping[str, Sequence[Unit]]) -> Step:
-        """The step of the chosen units of layers side by side, by layer name."""
-        (first, units), *others = chosen.items()
-        return cls(first, tuple(units), tuple(cls(layer, tuple(more)) for layer, more in others))
+    def over(cls, parts: Iterable[Step]) -> Step:
+        """The step of layers side by side, each given by a step of its own."""
+        first, *others = parts
+        return replace(first, beside=tuple(others))
+
+    @property
+    def parts(self) -> dict[str, Step]:
+        """The steps of the single layers, by layer name."""
+        return {step.layer: step for step in (replace(self, beside=()), *self.beside)}
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The names of the layers side by side; most steps have one."""
         return (self.layer, *(step.layer for step in self.beside))
 
-    @property
-    def chosen(self) -> dict[str, tuple[Unit, ...]]:
-        """The units by layer name."""
-        return {step.layer: step.units for step in (self, *self.beside)}
-
     def lies_within(self, other: Step) -> bool:
-        """Whether every unit of this step lies within a unit of the other."""
-        coarse = other.chosen
-        return all(any(_within(u, c) for c in coarse.get(layer, ())) for layer, us in self.chosen.items() for u in us)
+        """Whether every neuron of this step is one of the other's."""
+        coarse = other.parts
+        return all(layer in coarse and _is_part(part, coarse[layer]) for layer, part in self.parts.items())
 
     def __str__(self) -> str:
-        shown = (f"[{_coordinates(unit)}]" for unit in self.units[:SHOWN])
+        shown = "".join(f"[{_coordinates(unit)}]" for unit in self.units[:SHOWN])
         more = f"[... {len(self.units) - SHOWN} more]" if len(self.units) > SHOWN else ""
-        return " | ".join([self.layer + "".join(shown) + more, *map(str, self.beside)])
+        but = (" but " if self.units else "[all]") if self.but else ""
+        return " | ".join([self.layer + but + shown + more, *map(str, self.beside)])
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ class Path:
 
         def plain(step: Step) -> dict[str, Any]:
             beside = {"beside": [plain(other) for other in step.beside]} if step.beside else {}
-            return {"layer": step.layer, "units": [list(unit) for unit in step.units], **beside}
+            but = {"but": True} if step.but else {}
+            return {"layer": step.layer, "units": [list(unit) for unit in step.units], **but, **beside}
 
         return {
             "format": FORMAT,
@@ -184,11 +188,26 @@ def _step(data: Any) -> Step:
     units = tuple(tuple(unit) for unit in data["units"])
     if not isinstance(data["layer"], str) or any(not isinstance(i, int | None) for unit in units for i in unit):
         raise TypeError("a step has a layer name and units of integer coordinates")
-    return Step(data["layer"], units, tuple(_step(other) for other in data.get("beside", ())))
+    beside = tuple(_step(other) for other in data.get("beside", ()))
+    return Step(data["layer"], units, beside, bool(data.get("but", False)))
 
 
 def _order(unit: Unit) -> tuple[int, ...]:
     return tuple(-1 if i is None else i for i in unit)
+
+
+def _is_part(fine: Step, coarse: Step) -> bool:
+    """Whether the neurons of one layer that a step chooses are all chosen by another step."""
+    if fine.but:
+        whole = any(all(i is None for i in unit) for unit in coarse.units) and not coarse.but
+        return whole or (coarse.but and all(any(_within(u, f) for f in fine.units) for u in coarse.units))
+    if coarse.but:
+        return not any(_meet(u, c) for u in fine.units for c in coarse.units)
+    return all(any(_within(u, c) for c in coarse.units) for u in fine.units)
+
+
+def _meet(unit: Unit, other: Unit) -> bool:
+    return len(unit) == len(other) and all(i is None or j is None or i == j for i, j in zip(unit, other, strict=True))
 
 
 def _within(unit: Unit, coarse: Unit) -> bool:

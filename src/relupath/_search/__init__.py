@@ -1,6 +1,6 @@
 """The searches, one file each."""
 
-from ._base import Cost, Found, Problem, Search, find_paths, partitions_of
+from ._base import Cost, Found, Problem, Search, find_paths
 from .beam import Beam
 from .best_first import BestFirst
 from .greedy import Greedy
@@ -9,5 +9,4 @@ from .selective import Selective
 
 __all__ = [
     "Beam", "BestFirst", "Cost", "Found", "Greedy", "Mass", "Problem", "Search", "Selective", "find_paths",
-    "partitions_of",
 ]  # fmt: skip

@@ -134,37 +134,9 @@ def find_paths(
     """
     if not isinstance(search, Search):
         raise PathError(f"a search is a strategy such as Greedy(); got {search!r}")
-    if isinstance(layers, str):
-        raise PathError(f"layers takes a list of layers, such as [{layers!r}]; got the text {layers!r}")
-    batched = [layer for layer in frozen.layers if len(layer.output) == frozen.batch]
-    chosen = batched if layers is None else [frozen.layer_of_path(which) for which in layers]
-    if not chosen:
-        raise PathError(
-            "there is no hidden layer to search: the model has no activation function, or layers is empty; "
-            "name module outputs with freeze(..., layers=[...])"
-        )
-    if len(set(chosen)) < len(chosen):
-        raise PathError("a layer is named twice")
+    chosen = frozen.layers_of_paths(layers)
     start = time.perf_counter()
-    partitions = partitions_of(frozen, chosen, partition)
+    partitions = frozen.partitions(chosen, partition)
     problem = Problem(frozen, frozen.functional(target), frozen.levels(chosen), frozen.below(chosen), partitions)
     found = search.search(problem)
     return replace(found, cost=replace(found.cost, seconds=time.perf_counter() - start))
-
-
-def partitions_of(
-    frozen: Frozen, layers: Sequence[Layer], partition: Partition | Mapping[LayerLike, Partition]
-) -> dict[Layer, Partition]:
-    """The partition of each layer.
-
-    Raises:
-        PathError: a partition does not fit its layer.
-        UnknownLayerError: a named layer is not recorded.
-    """
-    if isinstance(partition, Partition):
-        chosen = dict.fromkeys(layers, partition)
-    else:
-        chosen = dict.fromkeys(layers, neurons) | {frozen.layer(which): one for which, one in partition.items()}
-    for layer in layers:
-        chosen[layer].count(layer.shape)
-    return chosen

@@ -81,7 +81,7 @@ class _Descent:
             new = {l.name: _units(partitions[l], mine[b], l.shape) for l, mine in zip(layers, split, strict=True)}
             held = {l.name: self.sets[b][l.name] for l in stay if l.name in self.sets[b]}
             self.sets[b] = {name: units for name, units in (held | new).items() if units}
-            self.steps[b].append(Step.over(self.sets[b]))
+            self.steps[b].append(Step.over(Step(name, units) for name, units in self.sets[b].items()))
             named = " | ".join(name for name, units in new.items() if units)
             self.importance[b][named] = float(scores[0, b, chosen[b]].sum())
         self.front = {layer: v for layer, v in self.front.items() if v.any()}

@@ -1,0 +1,344 @@
+"""A thin path as the sum of deep ones: a tree whose leaves add up to the output at every depth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ._frozen import Frozen, LayerLike
+from ._partitions import Partition, neurons
+from ._paths import Path, Step
+from ._sources import Source
+from ._targets import TargetLike
+from ._tested import TOLERANCE
+from ._units import Layer
+from .errors import IncompleteError, PathError
+
+FORMAT = "relupath.tree/1"
+Kind = Literal["path", "rest", "bias", "by-pass"]
+
+
+@dataclass(eq=False)
+class Node:
+    """One share of the output: a path, or what is left when its parent is split.
+
+    Attributes:
+        kind: ``path``; ``rest``, the units of a layer that have no node of their own, together; ``bias``, the constants
+            that enter above the layer at which the parent is split; ``by-pass``, the routes around that layer.
+        path: the units that the share passes; of ``bias`` and ``by-pass`` the parent's.
+        value: of the share at x, the weight part and the bias.
+        bias: the bias part of the value.
+        contribution: W * x, one tensor for each explained input, each without the batch axis; it sums to the weight
+            part. None for a tree that was read from a file.
+    """
+
+    kind: Kind
+    path: Path
+    value: float
+    bias: float
+    contribution: tuple[Float[Tensor, "..."], ...] | None = field(default=None, repr=False)
+    _split: _Split | None = field(default=None, repr=False)
+    _children: tuple[Node, ...] | None = field(default=None, repr=False)
+
+    @property
+    def weight_part(self) -> float:
+        """<W, x>: value - bias."""
+        return self.value - self.bias
+
+    @property
+    def is_expanded(self) -> bool:
+        """Whether the children have been computed."""
+        return self._children is not None
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """The shares that add up to this one, computed when they are asked for first; a leaf has none.
+
+        They are the units of the largest |value| on the next layer, the rest of that layer, and the remainder
+        (``bias``, ``by-pass``).
+        """
+        if self._children is None:
+            self._children = self._split.children(self) if self._split is not None else ()
+        return self._children
+
+    def expand(self, depth: int) -> Node:
+        """Compute the tree below this node, so many layers deep; returns the node."""
+        if depth > 0:
+            for child in self.children:
+                child.expand(depth - 1)
+        return self
+
+    def leaves(self) -> Iterator[Node]:
+        """The nodes of the expanded tree that have no children: they sum to this node."""
+        if not self._children:
+            yield self
+            return
+        for child in self._children:
+            yield from child.leaves()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The expanded tree as plain lists, dictionaries and numbers (the maps are not among them)."""
+        numbers = {"value": self.value, "weight_part": self.weight_part, "bias": self.bias}
+        children = None if self._children is None else [child.to_dict() for child in self._children]
+        return {"format": FORMAT, "kind": self.kind, "path": self.path.to_dict(), **numbers, "children": children}
+
+    def to_json(self) -> str:
+        """One JSON object, read back by ``from_json``."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Node:
+        """Read what ``to_json`` wrote; what was not expanded then is a leaf now.
+
+        Raises:
+            PathError: the text is not a tree of this format.
+        """
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise PathError(f"not a tree: the text is not JSON ({error})") from error
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Node:
+        """Read what ``to_dict`` gave.
+
+        Raises:
+            PathError: the dictionary is not a tree of this format.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PathError(f"not a tree: expected a JSON object of format {FORMAT!r}")
+        try:
+            below = None if data["children"] is None else tuple(map(cls.from_dict, data["children"]))
+            path, numbers = Path.from_dict(data["path"]), (float(data["value"]), float(data["bias"]))
+            return cls(data["kind"], path, *numbers, _children=below)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PathError(f"not a tree: {type(error).__name__} {error}") from error
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines("", "", None))
+
+    def _lines(self, first: str, others: str, above: Node | None) -> Iterator[str]:
+        yield f"{first}{self._name(above)}  {self.value:.4g} = {self.weight_part:.4g} + bias {self.bias:.4g}"
+        children = self._children or ()
+        for child in children:
+            last = child is children[-1]
+            yield from child._lines(others + ("`- " if last else "|- "), others + ("   " if last else "|  "), self)
+
+    def _name(self, above: Node | None) -> str:
+        if self.kind == "bias":
+            return "bias that enters here"
+        if self.kind == "by-pass":
+            return "routes around the layer"
+        if above is None or len(self.path) == len(above.path):
+            return str(self.path)
+        lowest = self.path.steps[0]
+        return f"the rest of {' | '.join(lowest.layers)}" if self.kind == "rest" else str(lowest)
+
+
+def decompose(
+    frozen: Frozen,
+    target: TargetLike = None,
+    *,
+    layers: Sequence[LayerLike] | None = None,
+    partition: Partition | Mapping[LayerLike, Partition] = neurons,
+    width: int = 8,
+    sample: int = 0,
+) -> Node:
+    """The tree of shares of the output, from the whole down to deep paths.
+
+    A path P is split at the next layer l below it, of which ``width`` units S^j have a node of their own and the others
+    one together::
+
+        f^P = sum_j f^(P + (l, S^j)) + f^(P + (l, rest)) + r_l(P)
+
+    The remainder r_l(P) is what does not pass l: the constants that enter between, and the routes that by-pass it. So
+    at every depth the leaves sum to the target's value, and their contributions and biases to those of the whole. Nodes
+    are computed when they are looked at; the children of a node in one batched product.
+
+    Args:
+        frozen: the recorded network.
+        target: what is decomposed; None means the sample's predicted class.
+        layers: the layers to split at; None means every recorded one whose first axis is the batch.
+        partition: what counts as one unit, for all layers or for each.
+        width: how many units of a layer have a node of their own, those of the largest |value|.
+        sample: which sample of the batch.
+
+    Raises:
+        PathError: the width is less than 1, the sample is not in the batch, or the layers or partitions do not fit.
+        TargetError: the target does not fit the output or is not linear.
+        IncompleteError: the children do not add up to their parent.
+
+    Source: section 3 of the paper, of which every split is an identity.
+    """
+    if width < 1:
+        raise PathError(f"width must be at least 1; got {width}")
+    if not 0 <= sample < frozen.batch:
+        raise PathError(f"sample {sample} is not in the batch of {frozen.batch}")
+    functional, chosen = frozen.functional(target), frozen.layers_of_paths(layers)
+    partitions = frozen.partitions(chosen, partition)
+    tree = _Tree(frozen, frozen.levels(chosen), frozen.below(chosen), partitions, width, sample)
+    gradient = torch.zeros_like(functional.gradient)
+    gradient[sample] = functional.gradient[sample]
+    weights, _ = frozen.accounted({frozen.top: gradient})
+    path, whole = Path(target=functional.labels[sample]), float(functional.value[sample])
+    return tree.node("path", path, whole, [w[sample] for w in weights], _Split(tree, lambda: {frozen.top: gradient}))
+
+
+@dataclass(frozen=True, eq=False)
+class _Tree:
+    """What all nodes of a tree share."""
+
+    frozen: Frozen
+    levels: tuple[tuple[Layer, ...], ...]
+    below: Mapping[Layer, frozenset[Layer]]
+    partitions: Mapping[Layer, Partition]
+    width: int
+    sample: int
+
+    def node(self, kind: Kind, path: Path, value: float, weights: Sequence[Tensor], split: _Split | None) -> Node:
+        """A node of this value and these weights."""
+        values = [layer.output[self.sample] for layer in self.frozen.inputs]
+        contribution = tuple(w * x for w, x in zip(weights, values, strict=True))
+        bias = value - sum(float(c.double().sum()) for c in contribution)
+        return Node(kind, path, value, bias, contribution, split)
+
+    def value(self, front: Mapping[Layer, Tensor]) -> float:
+        """The value of the terms with these cotangents."""
+        return sum(float((v * layer.output).double().sum()) for layer, v in front.items())
+
+
+Front = dict[Layer, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """How a node is split.
+
+    Attributes:
+        tree: the tree.
+        front: gives the node's cotangents at the layers where its path stands.
+        parts: the path's lowest step, by layer.
+        at: the first level that has not been split yet.
+    """
+
+    tree: _Tree
+    front: Callable[[], Front]
+    parts: Mapping[str, Step] = field(default_factory=dict)
+    at: int = 0
+
+    def children(self, node: Node) -> tuple[Node, ...]:
+        """The nodes into which the next level splits this one; none if nothing comes from any level below."""
+        front, tree = self.front(), self.tree
+        for at in range(self.at, len(tree.levels)):
+            layers = [layer for layer in tree.levels[at] if any(layer in tree.below[above] for above in front)]
+            leads = {above: v for above, v in front.items() if tree.below[above] & set(layers)}
+            pulled = dict(zip(layers, tree.frozen.vjp(leads, layers), strict=True))
+            if any(bool((v * layer.output).any()) for layer, v in pulled.items()):
+                stays = {above: v for above, v in front.items() if above not in leads}
+                return self._level(node, front, pulled, stays, at)
+        return ()
+
+    def _level(self, node: Node, front: Front, pulled: Front, stays: Front, at: int) -> tuple[Node, ...]:
+        """The units of one level, the rest of it, and what does not pass it."""
+        tree, frozen = self.tree, self.tree.frozen
+        through = pulled | stays
+        weights, tally = frozen.accounted(through)
+        chosen = self._best(pulled)
+        fronts = [{layer: v * mask} for layer, mask, v in ((l, self._mask(l, [i]), pulled[l]) for l, i in chosen)]
+        left = {l: v * ~self._mask(l, [i for m, i in chosen if m is l]) for l, v in pulled.items()} | stays
+        parts = self._weights([*fronts, left], list(through))
+        self._verify(parts, weights)
+        children = []
+        for (layer, index), mine, w in zip(chosen, fronts, parts, strict=False):
+            step = Step(layer.name, tree.partitions[layer].units(index, layer.shape))
+            path = Path((step, *node.path.steps), target=node.path.target)
+            split = _Split(tree, _compact(layer, mine[layer]), {layer.name: step}, at + 1)
+            children.append(tree.node("path", path, tree.value(mine), w, split))
+        if tree.value(left) or any(bool(w.any()) for w in parts[-1]):
+            steps = self._rest(pulled, stays, chosen)
+            path = Path((Step.over(steps.values()), *node.path.steps), target=node.path.target)
+            split = _Split(tree, lambda: left, steps, at + 1)
+            children.append(tree.node("rest", path, tree.value(left), parts[-1], split))
+        return (*children, *self._remainder(node, front, through, weights, tally))
+
+    def _best(self, pulled: Front) -> list[tuple[Layer, int]]:
+        """Layer and number of the units of the largest |value| on a level."""
+        b, found = self.tree.sample, []
+        for layer, v in pulled.items():
+            scores = self.tree.partitions[layer].scores((v * layer.output)[b : b + 1])[0]
+            sizes, indices = scores.abs().topk(min(self.tree.width, len(scores)))
+            found += [(s, layer, i) for s, i in zip(sizes.tolist(), indices.tolist(), strict=True) if s > 0]
+        found.sort(key=lambda entry: -entry[0])
+        return [(layer, index) for _, layer, index in found[: self.tree.width]]
+
+    def _mask(self, layer: Layer, indices: Sequence[int]) -> Bool[Tensor, "*shape"]:
+        """The neurons of some units."""
+        mask = torch.zeros(layer.output[0].numel(), dtype=torch.bool)
+        for index in indices:
+            mask[self.tree.partitions[layer].members(index, layer.shape)] = True
+        return mask.view(layer.shape).to(layer.output.device)
+
+    def _weights(self, fronts: Sequence[Front], layers: Sequence[Layer]) -> list[list[Tensor]]:
+        """The weights of several fronts, in one batched product."""
+        zeros = {layer: torch.zeros_like(layer.output) for layer in layers}
+        stacked = {layer: torch.stack([front.get(layer, zeros[layer]) for front in fronts]) for layer in layers}
+        products = self.tree.frozen.vjps(stacked, self.tree.frozen.inputs)
+        return [[product[k, self.tree.sample] for product in products] for k in range(len(fronts))]
+
+    def _verify(self, parts: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> None:
+        """Refuse units and rest whose weights do not sum to those of the level, which were verified by another route.
+
+        Raises:
+            IncompleteError: they do not.
+        """
+        for i, whole in enumerate(weights):
+            summed = torch.stack([part[i] for part in parts])
+            size = summed.abs().sum(0).amax()
+            if not (summed.sum(0) - whole[self.tree.sample]).abs().amax() <= TOLERANCE[whole.dtype] * size:
+                raise IncompleteError("the parts of a path do not add up to it: the model was changed, freeze again")
+
+    def _rest(self, pulled: Front, stays: Front, chosen: Sequence[tuple[Layer, int]]) -> dict[str, Step]:
+        """The units of a level without a node of their own, by layer."""
+        steps = {layer.name: self.parts[layer.name] for layer in stays}
+        for layer in pulled:
+            partition = self.tree.partitions[layer]
+            units = [unit for l, i in chosen if l is layer for unit in partition.units(i, layer.shape)]
+            steps[layer.name] = Step(layer.name, tuple(units), but=True)
+        return steps
+
+    def _remainder(
+        self, node: Node, front: Front, through: Front, weights: Sequence[Tensor], tally: Mapping[Source, Tensor]
+    ) -> Iterator[Node]:
+        """What does not pass the level: the constants that enter above it, and the routes around it."""
+        tree = self.tree
+        everything, all_ = tree.frozen.accounted(front)
+        nothing = [torch.zeros_like(w[tree.sample]) for w in weights]
+        entering = sum(float(term) for source, term in all_.items() if source not in tally)
+        if entering:
+            yield tree.node("bias", node.path, entering, nothing, None)
+        value = tree.value(front) - tree.value(through) - entering
+        around = [w[tree.sample] - u[tree.sample] for w, u in zip(everything, weights, strict=True)]
+        by_pass = tree.node("by-pass", node.path, value, around, None)
+        sizes = [tree.value(front), tree.value(through), *(float(c.abs().amax()) for c in node.contribution or ())]
+        tiny = TOLERANCE[weights[0].dtype] * max(map(abs, sizes))
+        if abs(value) > tiny or any(bool((c.abs() > tiny).any()) for c in by_pass.contribution or ()):
+            yield by_pass
+
+
+def _compact(layer: Layer, v: Tensor) -> Callable[[], Front]:
+    """Gives a cotangent of which few entries are not zero, kept in little memory."""
+    places = v.nonzero(as_tuple=True)
+    values = v[places]
+
+    def front() -> Front:
+        whole = torch.zeros_like(layer.output)
+        whole[places] = values
+        return {layer: whole}
+
+    return front

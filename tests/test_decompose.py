@@ -1,0 +1,230 @@
+"""The decomposition tree: at every depth its leaves add up, in value, bias and map, and every path is what it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asserts import assert_close, assert_untouched
+from cases import NAMES, PARTITIONS, TARGETS, architectures
+from nets import build, example, inputs, layered
+from relupath import Beam, Node, channels, contrast, decompose, find_paths, freeze, linear_model, locations, logit
+from relupath.errors import PathError, RelupathError, TargetError, UnknownLayerError
+
+LAYERED = [name for name in NAMES if name != "linear"]
+
+
+def nodes(node: Node):
+    yield node
+    if node.is_expanded:
+        for child in node.children:
+            yield from nodes(child)
+
+
+def assert_leaves_sum(tree: Node) -> None:
+    """The leaves below every node add up to it: value, weight part, bias and contribution."""
+    size = max(abs(n.value) + abs(n.bias) for n in nodes(tree))
+    for node in nodes(tree):
+        leaves = list(node.leaves())
+        for part in ("value", "bias", "weight_part"):
+            total = sum(getattr(leaf, part) for leaf in leaves)
+            assert total == pytest.approx(getattr(node, part), abs=1e-10 * size), (node, part)
+        for i, whole in enumerate(node.contribution):
+            summed = torch.stack([leaf.contribution[i] for leaf in leaves])
+            assert_close(summed.sum(0), whole, float(summed.abs().sum(0).max()) + size)
+
+
+def assert_nodes_are_their_paths(tree: Node, frozen, target, sample: int) -> None:
+    """Every node of a path, the rest of a layer included, is the linear model of that path."""
+    size = max(abs(n.value) for n in nodes(tree))
+    seen = set()
+    for node in nodes(tree):
+        if node.kind in ("path", "rest"):
+            assert node.path not in seen
+            seen.add(node.path)
+            model = linear_model(frozen, target, node.path)
+            assert float(model.value[sample]) == pytest.approx(node.value, abs=1e-10 * size)
+            assert float(model.bias[sample]) == pytest.approx(node.bias, abs=1e-9 * size)
+            for x, w, c in zip(
+                frozen.inputs, model.weight if isinstance(model.weight, tuple) else (model.weight,), node.contribution,
+                strict=True,
+            ):  # fmt: skip
+                assert_close(w[sample] * x.output[sample], c, size)
+
+
+@pytest.mark.parametrize("name", LAYERED)
+@pytest.mark.parametrize("width", [1, 3])
+def test_the_leaves_sum_to_the_output_at_every_depth(name, width):
+    frozen = freeze(build(name, 1), inputs(name, 1, batch=2))
+    for depth in (0, 1, 3):
+        tree = decompose(frozen, 2, width=width, sample=1).expand(depth)
+        assert_leaves_sum(tree)
+        assert tree.value == pytest.approx(float(frozen.output[1, 2]), rel=1e-12)
+    assert_nodes_are_their_paths(tree, frozen, 2, 1)
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+@pytest.mark.parametrize("name", ["vgg", "squeeze", "dense"])
+def test_the_tree_grows_over_any_partition(name, partition):
+    frozen = freeze(build(name, 2), inputs(name, 2, batch=1))
+    tree = decompose(frozen, contrast(1, 0), partition=PARTITIONS[partition], width=2).expand(2)
+    assert_leaves_sum(tree)
+    assert_nodes_are_their_paths(tree, frozen, contrast(1, 0), 0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_tree_grows_for_every_target(target):
+    frozen = freeze(build("resnet", 3), inputs("resnet", 3, batch=3))
+    tree = decompose(frozen, TARGETS[target](3), partition=channels, width=2, sample=2).expand(3)
+    assert_leaves_sum(tree)
+    assert_nodes_are_their_paths(tree, frozen, TARGETS[target](3), 2)
+
+
+@given(architectures(), st.integers(0, 1000), st.integers(1, 3))
+def test_trees_of_networks_with_skips_sum(architecture, seed, width):
+    frozen = freeze(layered(**architecture), example((architecture["widths"][0],), seed, 1))
+    if not frozen.layers:
+        return
+    tree = decompose(frozen, 0, width=width).expand(9)
+    assert_leaves_sum(tree)
+    assert_nodes_are_their_paths(tree, frozen, 0, 0)
+
+
+def test_a_chain_has_no_routes_around_a_layer_and_a_skip_has():
+    kinds = {}
+    for name in ("vgg", "resnet"):
+        tree = decompose(freeze(build(name), inputs(name, batch=1)), 0, width=3).expand(2)
+        kinds[name] = {node.kind for node in nodes(tree)}
+    assert kinds["vgg"] == {"path", "rest", "bias"}
+    assert kinds["resnet"] == {"path", "rest", "bias", "by-pass"}
+
+
+def test_the_bias_node_is_what_the_constants_between_two_layers_add():
+    model = build("mlp", 2)
+    frozen = freeze(model, inputs("mlp", 2, batch=1))
+    tree = decompose(frozen, 1, width=2)
+    assert {child.kind: child.value for child in tree.children}["bias"] == pytest.approx(model[4].bias[1].item())
+    child = tree.children[0]
+    (place,) = child.path.steps[0].units
+    gate = frozen.slopes("3")[0][place].item()
+    below = {grandchild.kind: grandchild for grandchild in child.children}
+    weight = model[4].weight[1][place].item()
+    assert below["bias"].value == pytest.approx(weight * gate * model[2].bias[place].item())
+    assert below["bias"].bias == below["bias"].value
+    assert not below["bias"].contribution[0].any()
+
+
+def test_units_come_by_size_and_the_rest_together():
+    frozen = freeze(build("mlp", 3), inputs("mlp", 3, batch=1))
+    units = [child for child in decompose(frozen, 0, width=99).children if child.kind == "path"]
+    few = decompose(frozen, 0, width=2)
+    assert [child.value for child in units] == sorted((child.value for child in units), key=abs, reverse=True)
+    assert [child.path for child in few.children[:2]] == [child.path for child in units[:2]]
+    assert few.children[2].kind == "rest"
+    assert few.children[2].value == pytest.approx(sum(child.value for child in units[2:]))
+    assert all(child.kind != "rest" for child in decompose(frozen, 0, width=99).children)
+
+
+def test_nodes_are_computed_when_they_are_looked_at():
+    frozen = freeze(build("vgg"), inputs("vgg", batch=1))
+    tree = decompose(frozen, 0)
+    assert not tree.is_expanded
+    first = tree.children
+    assert tree.is_expanded
+    assert tree.children is first
+    assert not any(child.is_expanded for child in first)
+
+
+def test_the_first_node_is_where_a_beam_begins():
+    frozen = freeze(build("vgg", 4), inputs("vgg", 4, batch=1))
+    best = max((child for child in decompose(frozen, 0).children if child.kind == "path"), key=lambda n: n.value)
+    assert find_paths(frozen, 0, Beam(1, depth=1)).paths[0] == best.path
+
+
+def test_layers_and_partitions_are_chosen():
+    frozen = freeze(build("vgg", 4), inputs("vgg", 4, batch=1))
+    tree = decompose(frozen, 0, layers=[0, 2], partition={0: locations, 2: channels}, width=1).expand(5)
+    deep = max((node for node in nodes(tree)), key=lambda node: len(node.path))
+    assert deep.path.layers == (frozen.layers[0].name, frozen.layers[2].name)
+    assert deep.path.steps[0].units[0][0] is None
+    assert_leaves_sum(tree)
+
+
+def test_a_dead_network_is_its_bias():
+    model = build("mlp")
+    with torch.no_grad():
+        model[2].weight.zero_()
+        model[2].bias.fill_(-1)
+    tree = decompose(freeze(model, inputs("mlp", batch=1)), 0)
+    assert tree.children == ()
+    assert tree.value == pytest.approx(tree.bias)
+
+
+# --- printing and JSON ---
+
+
+def test_a_tree_prints_and_goes_to_json_and_back():
+    frozen = freeze(build("resnet", 1), inputs("resnet", 1, batch=1))
+    tree = decompose(frozen, logit(2), partition=channels, width=2).expand(2)
+    text = str(tree)
+    assert text.splitlines()[0].startswith("logit 2  ")
+    assert text.count("\n") + 1 == len(list(nodes(tree)))
+    assert "bias that enters here" in text
+    assert "routes around the layer" in text
+    assert "the rest of " in text
+    again = Node.from_json(tree.to_json())
+    assert str(again) == text
+    assert json.loads(tree.to_json()) == again.to_dict()
+    assert [(n.kind, n.path, n.value, n.bias) for n in nodes(again)] == [
+        (n.kind, n.path, n.value, n.bias) for n in nodes(tree)
+    ]
+    assert all(node.contribution is None for node in nodes(again))
+    assert all(leaf.children == () for leaf in again.leaves())
+
+
+@pytest.mark.parametrize("text", [
+    "no json", "[]", "{}", '{"format": "relupath.tree/2"}', '{"format": "relupath.tree/1"}',
+    '{"format": "relupath.tree/1", "kind": "path", "path": {}, "value": 1, "bias": 0, "children": null}',
+    '{"format": "relupath.tree/1", "kind": "path", "path": null, "value": "a", "bias": 0, "children": [3]}',
+])  # fmt: skip
+def test_what_is_no_tree_is_refused(text):
+    with pytest.raises(PathError, match=r"not a (tree|path)"):
+        Node.from_json(text)
+
+
+# --- refusals, and the model as it was ---
+
+
+@pytest.mark.parametrize(("asked", "error", "said"), [
+    ({"width": 0}, PathError, "width must be at least 1; got 0"),
+    ({"sample": 2}, PathError, "sample 2 is not in the batch of 2"),
+    ({"sample": -1}, PathError, "sample -1 is not in the batch"),
+    ({"layers": []}, PathError, "no hidden layer to search"),
+    ({"layers": ["nothing"]}, UnknownLayerError, "nothing"),
+    ({"layers": [0, 0]}, PathError, "named twice"),
+    ({"target": 99}, TargetError, "class 99 is out of range"),
+    ({"target": lambda y: y.softmax(1)[:, 0]}, TargetError, "not linear"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(asked, error, said):
+    frozen = freeze(build("vgg"), inputs("vgg"))
+    with pytest.raises(error, match=said):
+        decompose(frozen, **asked)
+
+
+def test_a_model_changed_since_is_refused():
+    model = build("mlp")
+    tree = decompose(freeze(model, inputs("mlp", batch=1)), 0)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    with pytest.raises(RelupathError, match="freeze again"):
+        tree.expand(2)
+
+
+def test_the_model_is_as_before():
+    model = build("resnet")
+    with assert_untouched(model):
+        decompose(freeze(model, inputs("resnet")), 0).expand(2)
