@@ -14,8 +14,9 @@ from torch import nn
 
 from asserts import assert_close, assert_complete, assert_same_model, assert_untouched, refusal
 from nets import Lambda, build, example, inputs, mlp, randomise
-from relupath import Frozen, Layer, Path, freeze, linear_model
+from relupath import Frozen, Path, freeze, linear_model
 from relupath._places import Operation
+from relupath._units import Layer
 from relupath.errors import (
     IncompleteError,
     InputError,

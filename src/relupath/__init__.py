@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import creatures, draw, images, models, runs
+    from ._ablate import ablate, plausible
     from ._decompose import Node, decompose
     from ._freeze import freeze
     from ._frozen import Frozen
@@ -18,17 +19,16 @@ if TYPE_CHECKING:
     from ._own import freezes
     from ._partitions import Partition, channels, heads, labels, locations, neurons
     from ._paths import Path, Step
-    from ._search import Beam, BestFirst, Greedy, Mass, Search, Selective, find_paths
+    from ._search import Beam, BestFirst, Greedy, Mass, Selective, find_paths
     from ._targets import Target, contrast, logit
-    from ._units import Layer
 
 _HOME = {
-    "Beam": "_search", "BestFirst": "_search", "Frozen": "_frozen", "Greedy": "_search", "Layer": "_units",
-    "Mass": "_search", "Node": "_decompose", "Partition": "_partitions", "Path": "_paths", "PathModel": "_linear",
-    "Search": "_search", "Selective": "_search", "Step": "_paths", "Target": "_targets", "channels": "_partitions",
-    "contrast": "_targets", "decompose": "_decompose", "find_paths": "_search", "freeze": "_freeze",
-    "freezes": "_own", "heads": "_partitions", "labels": "_partitions", "linear_model": "_linear",
-    "locations": "_partitions", "logit": "_targets", "neurons": "_partitions",
+    "Beam": "_search", "BestFirst": "_search", "Frozen": "_frozen", "Greedy": "_search", "Mass": "_search",
+    "Node": "_decompose", "Partition": "_partitions", "Path": "_paths", "PathModel": "_linear", "Selective": "_search",
+    "Step": "_paths", "Target": "_targets", "ablate": "_ablate", "channels": "_partitions", "contrast": "_targets",
+    "decompose": "_decompose", "find_paths": "_search", "freeze": "_freeze", "freezes": "_own",
+    "heads": "_partitions", "labels": "_partitions", "linear_model": "_linear", "locations": "_partitions",
+    "logit": "_targets", "neurons": "_partitions", "plausible": "_ablate",
 }  # fmt: skip
 _MODULES = ("creatures", "draw", "errors", "images", "models", "runs")
 

@@ -122,12 +122,12 @@ def _descend(frozen: Frozen, gradient: Tensor, paths: Sequence[Path]) -> tuple[d
         pulled = frozen.vjp(dict(zip(above, cotangents, strict=True)), layers)
         shared = all(step == chosen[0] for step in chosen)
         steps = [step.parts for step in (chosen[:1] if shared else chosen)]
-        masks = [torch.stack([_mask(step[layer.name], layer) for step in steps]) for layer in layers]
+        masks = [torch.stack([mask_of_step(step[layer.name], layer) for step in steps]) for layer in layers]
         above, cotangents = layers, [v * mask for v, mask in zip(pulled, masks, strict=True)]
     return dict(zip(above, cotangents, strict=True)), inner(cotangents, [layer.output for layer in above])
 
 
-def _mask(step: Step, layer: Layer) -> Float[Tensor, "*shape"]:
+def mask_of_step(step: Step, layer: Layer) -> Float[Tensor, "*shape"]:
     """The 0/1 mask of the neurons that a step chooses on a layer."""
     mask = mask_of(step.units, layer)
     return 1 - mask if step.but else mask
