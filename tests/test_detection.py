@@ -963,6 +963,28 @@ LOST: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
+def _changed(change: Callable[[Tensor, Tensor], Any], start: Callable[[Tensor], Tensor] = _hidden) -> Any:
+    """A value whose dependence was lost is changed in place by a signal."""
+
+    def run(h: Tensor) -> Tensor:
+        y = start(h)
+        change(y, 2 * h)
+        return y
+
+    return run
+
+
+LOST |= {
+    "unseen, then added to": _changed(Tensor.add_),
+    "unseen, then multiplied": _changed(Tensor.mul_),
+    "unseen, then in part overwritten": _changed(lambda y, h: y.__setitem__((slice(None), 0), h[:, 0])),
+    "unseen, then a view of it copied to": _changed(lambda y, h: y[:, :1].copy_(h[:, :1])),
+    "unseen, then a view of it added to": _changed(lambda y, h: y[:, :1].add_(h[:, :1])),
+    "nn.Parameter, then added to": _changed(Tensor.add_, lambda h: nn.Parameter(h).cumsum(1).detach()),
+    "unseen, a twentieth of what is added": lambda h: (F.pad(h, (0, 16)) + F.pad(_hidden(h[:, :1]), (0, 19)))[:, :4],
+}
+
+
 class Beside(nn.Module):
     """A site beside a branch that keeps the dependence on the input."""
 
@@ -997,6 +1019,36 @@ def assert_found_or_right(operation: Callable[[Tensor], Tensor]) -> None:
 def test_lost_dependence_beside_a_branch_that_keeps_it_is_found(case):
     """Completeness holds for whatever is called constant: it is found as a constant that moves with the input."""
     assert_found_or_right(LOST[case])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda y, h: y.copy_(h),
+        lambda y, h: y.__setitem__(..., h),
+        lambda y, h: [y.__setitem__((slice(None), i), h[:, i]) for i in range(4)],
+    ],
+    ids=["copy_", "setitem", "column by column"],
+)
+def test_what_memory_held_before_it_was_overwritten_does_not_count(write):
+    def filled(h):
+        y = torch.empty_like(h)
+        write(y, h)
+        return y
+
+    assert_complete(freeze(randomise(Beside(filled), 3), example((5,), 5)), 0)
+
+
+def test_a_few_entries_of_a_mask_may_flip_as_the_input_moves():
+    first: list[Tensor] = []
+
+    def masked(h):
+        first.append(_hidden(h[:, :1]))
+        mask = F.pad((_hidden(h[:, :1]) == first[0]).double(), (0, 19), value=1.0)
+        return (F.pad(h, (0, 16)) * mask)[:, :4]
+
+    assert_complete(freeze(randomise(Beside(masked), 3), example((5,), 5)), 0)
+    assert any(not torch.equal(first[0], value) for value in first), "the mask never flips"
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,16 @@ class ConstantRecorder(Recorder):
         with torch._C.DisableTorchFunction():
             return super().enter(name, value + self.step * value.abs().mean() * wave(value, 1.3))
 
+    def __torch_function__(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run one function; memory that nobody wrote to yet is cleared, so that it is the same in every recording."""
+        output = super().__torch_function__(func, *args, **kwargs)
+        return output.zero_() if func in _UNWRITTEN else output
+
     def _dependent(self, call: Call, plain: Call, rule: Rule, marks: Sequence[Mark]) -> Any:
         with torch._C.DisableTorchFunction():
-            read = plain.tensors[plain.mutates : 1 if rule.pattern else None]
+            overwritten = plain.func == torch.Tensor.copy_
+            read = plain.tensors[overwritten : 1 if rule.pattern else None]
+            read += [plain.first._base] if plain.mutates and plain.first._base is not None else []
             foreign = [t for t in read if not t.requires_grad and mark_of(t) is None and t.layout == torch.strided]
             met: list[Tensor | float] = [t.clone() for t in foreign if storage_of(t) not in self._own]
             met += _numbers((call.args, call.kwargs))
@@ -114,7 +121,7 @@ class Probe:
         there.step = max(torch.finfo(d).eps for d in (dtype, torch.float32)) ** 0.6
         recorded = self._again(self.record, here).output
         self._again(self.record, there)
-        _refuse_moved(here.constants, there.constants)
+        _refuse_moved(here.constants, there.constants, there.step**0.5)
         plain = self._again(self.plain)
         error = float((recorded - plain).abs().max() / plain.abs().max().clamp_min(torch.finfo(plain.dtype).tiny))
         if not error <= tolerance:
@@ -133,24 +140,35 @@ class Probe:
             raise ModelError(f"the model no longer runs as when it was recorded, freeze again ({said})") from error
 
 
-def _refuse_moved(here: Constants, there: Constants) -> None:
+def _refuse_moved(here: Constants, there: Constants, little: float) -> None:
     for (where, before), (elsewhere, after) in zip(here, there, strict=False):
         if where != elsewhere or len(before) != len(after):
             return
-        if any(_moved(a, b) for a, b in zip(before, after, strict=True)):
+        if any(_moved(a, b, little) for a, b in zip(before, after, strict=True)):
             raise IncompleteError(
                 f"{where} is given a constant that moves with the input: its dependence was lost where it could "
                 "not be seen (nn.Parameter of a signal, .data, numpy, an extension that computes outside torch)"
             )
 
 
-def _moved(a: Tensor | float, b: Tensor | float) -> bool:
-    """Whether a constant is another; a few single entries of a mask may have flipped."""
+def _moved(a: Tensor | float, b: Tensor | float, little: float) -> bool:
+    """Whether a constant is another: any entry moved a little; a tenth may have jumped, as the flips of a mask do."""
     if isinstance(a, float) or isinstance(b, float):
         return type(a) is not type(b) or bool(a != b)
-    if a.shape != b.shape or not a.is_floating_point():
+    if a.shape != b.shape or a.numel() == 0 or not (a.is_floating_point() or a.is_complex()):
         return False
-    return bool((a != b).float().mean() > 0.1)
+    differs = a != b
+    near = (a - b).abs() <= little * torch.where(a.isfinite(), a, 0).abs().max()
+    return bool((differs & near).any() or differs.float().mean() > 0.1)
+
+
+_UNWRITTEN = (
+    torch.empty,
+    torch.empty_like,
+    torch.empty_strided,
+    torch.Tensor.new_empty,
+    torch.Tensor.new_empty_strided,
+)
 
 
 def _numbers(value: Any) -> list[Tensor | float]:
