@@ -383,3 +383,34 @@ def test_a_forward_that_asks_whether_it_is_recorded_is_found_out(forward):
     frozen = freeze(randomise(Lambda(forward, fc=lin(5, 3)), 0), example((5,), 1))
     with pytest.raises(IncompleteError, match="not what the model gives by itself"):
         frozen.check(0)
+
+
+# --- 9. what is the model's own ---
+
+
+def write_unseen(target: Tensor, value: Tensor) -> None:
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        target.copy_(value.abs().sum(0))
+
+
+def test_an_unseen_write_to_a_buffer_is_refused_and_undone():
+    def forward(m, x):
+        write_unseen(m.buf, x)
+        return m.fc(x + m.buf)
+
+    model = randomise(Lambda(forward, fc=lin(5, 3), buf=torch.ones(5)), 0)
+    with (
+        assert_untouched(model),
+        pytest.raises(UnsupportedOperation, match="it writes to 'buf' of the model, which must"),
+    ):
+        freeze(model, example((5,), 1))
+
+
+def test_an_unseen_write_to_a_buffer_is_undone_when_the_forward_raises():
+    def forward(m, x):
+        write_unseen(m.buf, x)
+        return m.fc(x) @ x
+
+    model = randomise(Lambda(forward, fc=lin(5, 3), buf=torch.ones(5)), 0)
+    with assert_untouched(model), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        freeze(model, example((5,), 1))

@@ -46,6 +46,11 @@ def storage_of(t: Tensor) -> int:
     return t.untyped_storage().data_ptr() if t.layout == torch.strided else 0
 
 
+def version_of(t: Tensor) -> int:
+    """How often something wrote to a tensor or its views; of those of inference mode torch does not count it."""
+    return 0 if t.is_inference() else t._version
+
+
 def replaced(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return the nested value with ``change`` applied to every tensor in it."""
     if isinstance(value, Tensor):

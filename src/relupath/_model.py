@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.backends import mha
 from torch.nn.utils import parametrize
 
-from ._calls import leaves
-from ._places import own_tensors
+from ._belongings import own_tensors
+from ._calls import leaves, version_of
 from .errors import ModelError, TrainingModeError, UnsupportedOperation
 
 
@@ -52,12 +52,13 @@ def refuse_unusable(modules: Mapping[nn.Module, str]) -> None:
 
 @contextmanager
 def kept(modules: Iterable[nn.Module], inputs: Sequence[Any]) -> Iterator[None]:
-    """Suspend backward hooks, compiling and checkpointing; undo what a forward does to attributes and random states."""
+    """Suspend backward hooks, compiling, checkpointing; undo what a forward does to attributes, buffers, randomness."""
     places = [module.__dict__ for module in modules]
     places += [place[key] for place in places for key in ("_parameters", "_buffers", "_modules")]
     cache: dict[Any, Any] = parametrize._cache
     before = [(place, dict(place)) for place in [*places, cache] if isinstance(place, dict)]
     cache.clear()
+    values = [(t, version_of(t), t.detach().clone()) for t in _small(modules)]
     for module in modules:
         hooks = [key for key in ("_backward_hooks", "_backward_pre_hooks") if getattr(module, key)]
         module.__dict__.update({key: OrderedDict() for key in hooks})
@@ -71,6 +72,15 @@ def kept(modules: Iterable[nn.Module], inputs: Sequence[Any]) -> Iterator[None]:
             if list(place) != list(kept) or any(map(operator.is_not, place.values(), kept.values())):
                 place.clear()
                 place.update(kept)
+        for t, version, value in values:
+            if version_of(t) != version:
+                t.data.copy_(value)
+
+
+def _small(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """What a forward may write to: a module's tensors that are no parameters."""
+    for module in modules:
+        yield from (t for _, t in own_tensors(module) if not isinstance(t, nn.Parameter))
 
 
 class _Plain:

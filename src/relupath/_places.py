@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import UnsupportedOperation
 
@@ -39,11 +39,6 @@ def module_paths(model: nn.Module) -> dict[nn.Module, str]:
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, path)
     return paths
-
-
-def own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The parameters and buffers of a module itself, by name."""
-    return [(n, t) for own in (module._parameters, module._buffers) for n, t in own.items() if t is not None]
 
 
 def numbered(name: str, call: int) -> str:

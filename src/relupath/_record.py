@@ -16,13 +16,14 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from ._belongings import Belongings, own_tensors
 from ._calls import Call, leaves, storage_of
 from ._choices import Choices
 from ._gates import TABLE, Rule
 from ._known import Known
 from ._marks import Mark, carrying, gating, mark_of, marked
 from ._noted import NotedLayers
-from ._places import UNSEEN, Operation, UnseenOperation, line, line_of, numbered, own_tensors, place, refusal
+from ._places import UNSEEN, Operation, UnseenOperation, line, line_of, numbered, place, refusal
 from ._saved import Savings, load
 from ._scales import is_gated_constant, is_root, reciprocal
 from ._sources import Source
@@ -54,9 +55,9 @@ class Recorder(TorchFunctionMode):
         self._looked_up: set[int] = set()
         self.choices = choices
         self._paths = paths
-        own = [(f"{path}.{name}".strip("."), t) for module, path in paths.items() for name, t in own_tensors(module)]
-        self._constants = {t.data_ptr(): name for name, t in own}
-        self._own = {storage_of(t): name for name, t in own if t.numel()}
+        self._own = Belongings(
+            (f"{p}.{n}".strip("."), t) for module, p in paths.items() for n, t in own_tensors(module)
+        )
         self._stack: list[tuple[nn.Module, str]] = []
         self._calls: Counter[str] = Counter()
         self._known = Known()
@@ -96,6 +97,8 @@ class Recorder(TorchFunctionMode):
                 hook.remove()
             self._known.clear()
             self.layers.forget_tensors()
+        for name in self._own.overwritten():
+            raise self._write_to(name, "an operation that could not be seen")
         for name in self.layers.overwritten():
             raise self._refusal("an in-place operation", f"it overwrote the output of layer {name!r} unseen")
 
@@ -334,10 +337,9 @@ class Recorder(TorchFunctionMode):
         """Refuse writes to the model; keep the values of recorded layers and of tensors saved for derivatives."""
         if not call.tensors:
             return
-        storage = storage_of(call.first)
-        if storage in self._own:
-            reason = f"it writes to {self._own[storage]!r} of the model, which must stay as it is"
-            raise self._refusal(call.name, reason)
+        name, storage = self._own.holder(call.first), storage_of(call.first)
+        if name is not None:
+            raise self._write_to(name, call.name)
         self.layers.about_to_write(storage)
         self._savings.about_to_write(storage)
 
@@ -371,12 +373,15 @@ class Recorder(TorchFunctionMode):
         return self._stack[-1][1] if self._stack else ""
 
     def _name_of_constant(self, call: Call, path: str) -> str:
-        names = [self._constants.get(t.data_ptr()) for t in call.tensors if not t.requires_grad]
+        names = [self._own.name(t) for t in call.tensors if not t.requires_grad]
         found = [name for name in names if name is not None]
         return found[-1] if found and call.name not in ("batch_norm",) else f"{path}:{call.name}"
 
     def _refusal(self, operation: str, reason: str) -> UnsupportedOperation:
         return refusal(place(operation, self._path, line()), reason)
+
+    def _write_to(self, name: str, operation: str) -> UnsupportedOperation:
+        return self._refusal(operation, f"it writes to {name!r} of the model, which must stay as it is")
 
     def _unseen(self, node: Any) -> UnseenOperation:
         return UnseenOperation(*refusal(place(node.name(), self._path, line_of(node)), UNSEEN).args)
