@@ -12,7 +12,7 @@ from torch import nn
 from asserts import assert_branches, assert_close, assert_complete, assert_twin
 from nets import Branches, Lambda, example, randomise
 from relupath import freeze
-from relupath.errors import UnsupportedOperation
+from relupath.errors import IncompleteError, UnsupportedOperation
 
 EPS = 1e-5
 W6 = torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
@@ -649,6 +649,15 @@ def encoder(count, mask=0.0, called=None, **made):
     return Encoder(count, called or {}, **({"batch_first": True} | made)), lambda m, h: m.twin(h, mask)
 
 
+@pytest.fixture
+def slow_path():
+    """Torch's fast path gives NaN under an additive mask."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.usefixtures("slow_path")
 def test_a_transformer_encoder_equals_the_twin():
     _, frozen = assert_twins(
         {
@@ -672,6 +681,18 @@ def test_the_fast_path_of_plain_torch_gives_the_same():
     with torch.no_grad():
         fast = randomise(model, 3)(given_input())
     assert_close(freeze(model, given_input()).output, fast)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("called", [{"mask": BIAS}, {"src_key_padding_mask": PADDING.sort(1).values}])
+def test_where_the_fast_path_gives_another_output_check_says_so_and_what_to_do(called):
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+    frozen = freeze(
+        randomise(Branches([lambda m, h: m.e(h, **called)], e=nn.TransformerEncoder(layer, 1)), 3), given_input()
+    )
+    with pytest.raises(IncompleteError, match=r"fast path .* torch.backends.mha.set_fastpath_enabled\(False\), or"):
+        frozen.check(0)
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_padding_of_a_transformer_encoder_with_nested_tensors():

@@ -83,14 +83,25 @@ def _small(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
         yield from (t for _, t in own_tensors(module) if not isinstance(t, nn.Parameter))
 
 
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Without the kernel by which torch runs transformer layers where no derivatives are taken."""
+    with _FAST_PATH:
+        fast = mha.get_fastpath_enabled()
+        mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            mha.set_fastpath_enabled(fast)
+
+
 class _Plain:
-    """While at least one network is recorded: no compiling, no fast path, checkpointing calls its function plainly."""
+    """While at least one network is recorded: no compiling, and checkpointing calls its function plainly."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.users = 0
         self.before: dict[str, Any] = {}
-        self.fast = True
         self.eager: AbstractContextManager[Any] = nullcontext()
 
     def __enter__(self) -> None:
@@ -102,8 +113,6 @@ class _Plain:
                 stand_ins = {"CheckpointFunction": _CheckpointFunction, **generators}
                 self.before = {name: checkpointing[name] for name in stand_ins}
                 checkpointing.update(stand_ins)
-                self.fast = mha.get_fastpath_enabled()
-                mha.set_fastpath_enabled(False)
                 if "torch._dynamo" in sys.modules:
                     self.eager = torch.compiler.set_stance("force_eager")
                 self.eager.__enter__()
@@ -115,7 +124,6 @@ class _Plain:
             self.users -= 1
             if not self.users:
                 vars(torch.utils.checkpoint).update(self.before)
-                mha.set_fastpath_enabled(self.fast)
                 self.eager.__exit__(None, None, None)
                 self.eager = nullcontext()
 
@@ -136,3 +144,4 @@ def _once(*_args: Any, **_kwargs: Any) -> Iterator[None]:
 
 _GENERATOR = "_checkpoint_without_reentrant_generator"
 _PLAIN = _Plain()
+_FAST_PATH = threading.Lock()
