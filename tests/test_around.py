@@ -385,6 +385,40 @@ def test_a_forward_that_asks_whether_it_is_recorded_is_found_out(forward):
         frozen.check(0)
 
 
+def test_a_model_that_changes_after_its_first_call_is_found_out():
+    calls = []
+
+    def forward(m, x):
+        calls.append(1)
+        return m.fc(x) * (1 if len(calls) == 1 else 2)
+
+    frozen = freeze(randomise(Lambda(forward, fc=lin(5, 3)), 0), example((5,), 1))
+    with pytest.raises(IncompleteError, match=r"not what the model gives by itself .* its forward pass changes"):
+        frozen.check(0)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_check_runs_under_the_autocast_of_the_recording(inside):
+    formats = []
+
+    def forward(m, x):
+        y = m.fc(x)
+        formats.append((y.dtype, torch.is_autocast_enabled("cpu")))
+        return y
+
+    model = randomise(Lambda(forward, fc=lin(5, 3)), 0, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        frozen = freeze(model, example((5,), 1).float())
+        if inside:
+            frozen.check(0)
+            model(example((5,), 1).float()).sum().backward()
+            assert model.fc.weight.grad is not None
+    if not inside:
+        frozen.check(0)
+        assert not torch.is_autocast_enabled("cpu")
+    assert set(formats) == {(torch.bfloat16, True)}
+
+
 # --- 9. what is the model's own ---
 
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from ._choices import Choices
 from ._frozen import Frozen
-from ._model import kept, refuse_unusable, unwrapped
+from ._model import Surroundings, kept, refuse_unusable, unwrapped
 from ._own import RULE
 from ._places import UnseenOperation, module_paths, numbered, origin, place, refusal
 from ._probe import Probe
@@ -73,7 +73,9 @@ def freeze(
     if isinstance(layers, str):
         raise UnknownLayerError(f"layers takes a list of names, such as [{layers!r}]; got the text {layers!r}")
     choices = Choices(named, None if layers is None else _names(layers, modules), carry)
-    run = _Run(model, modules, (*explained, *args), kwargs or {}, output, len(explained))
+    run = _Run(
+        model, modules, (*explained, *args), kwargs or {}, output, len(explained), Surroundings((explained, args))
+    )
     recorder = Recorder(modules, choices)
     try:
         top = run.recorded(recorder)
@@ -112,18 +114,24 @@ class _Run:
     kwargs: Mapping[str, Any]
     output: Callable[[Any], Tensor] | None
     explained: int
+    surroundings: Surroundings
 
     def plain(self) -> Any:
         """The explained output, as the model gives it by itself."""
         args = [value.clone() if isinstance(value, Tensor) else value for value in self.args]
-        with torch.no_grad(), kept(self.modules, self.args):
+        with torch.no_grad(), kept(self.modules, self.surroundings):
             raw = self.model(*args, **self.kwargs)
             return raw if self.output is None else self.output(raw)
 
     def recorded(self, recorder: Recorder) -> Layer:
         """The explained output, of a run under a recorder."""
         choices, args = recorder.choices, self.args
-        with torch.inference_mode(False), torch.enable_grad(), kept(self.modules, args), recorder.recording():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            kept(self.modules, self.surroundings),
+            recorder.recording(),
+        ):
             if not choices.inputs:
                 names = ["x"] if self.explained == 1 else [f"x{i}" for i in range(self.explained)]
                 signals = [recorder.enter(name, value) for name, value in zip(names, args, strict=False)]

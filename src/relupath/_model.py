@@ -7,8 +7,8 @@ import sys
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -50,8 +50,34 @@ def refuse_unusable(modules: Mapping[nn.Module, str]) -> None:
             )
 
 
+class Surroundings:
+    """What a forward pass depends on beside model and input, as it is now: autocast and random states.
+
+    Args:
+        values: what tells the devices.
+    """
+
+    def __init__(self, values: Any) -> None:
+        devices = {t.device for t in leaves(values)}
+        kinds = filter(torch.amp.is_autocast_available, sorted({"cpu", *(device.type for device in devices)}))
+        self._casts = {d: (torch.get_autocast_dtype(d), torch.is_autocast_enabled(d)) for d in kinds}
+        self._random = torch.get_rng_state()
+        self._cuda = {d.index or 0: torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """As they were; autocast keeps no weight cast here, as the user's own passes would take it for theirs."""
+        with torch.random.fork_rng(devices=sorted(self._cuda)), ExitStack() as stack:
+            torch.set_rng_state(self._random)
+            for index, state in self._cuda.items():
+                torch.cuda.set_rng_state(state, index)
+            for device, (dtype, enabled) in self._casts.items():
+                stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=False))
+            yield
+
+
 @contextmanager
-def kept(modules: Iterable[nn.Module], inputs: Sequence[Any]) -> Iterator[None]:
+def kept(modules: Iterable[nn.Module], surroundings: Surroundings) -> Iterator[None]:
     """Suspend backward hooks, compiling, checkpointing; undo what a forward does to attributes, buffers, randomness."""
     places = [module.__dict__ for module in modules]
     places += [place[key] for place in places for key in ("_parameters", "_buffers", "_modules")]
@@ -62,9 +88,8 @@ def kept(modules: Iterable[nn.Module], inputs: Sequence[Any]) -> Iterator[None]:
     for module in modules:
         hooks = [key for key in ("_backward_hooks", "_backward_pre_hooks") if getattr(module, key)]
         module.__dict__.update({key: OrderedDict() for key in hooks})
-    devices = {value.device.index or 0 for value in leaves(tuple(inputs)) if value.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(devices)), _PLAIN, warnings.catch_warnings():
+        with surroundings.again(), _PLAIN, warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)` when there are global hooks")
             yield
     finally:

@@ -109,8 +109,13 @@ class Probe:
         """
         return self._again(self.record, recorder)
 
-    def again(self, dtype: torch.dtype, tolerance: float) -> None:
+    def again(self, output: Tensor, dtype: torch.dtype, tolerance: float) -> None:
         """Verify that what was taken for constant stays when the input moves a little, and the output without us.
+
+        Args:
+            output: what was recorded.
+            dtype: the input's number format.
+            tolerance: the largest relative error that is round-off.
 
         Where the input decides which operations run, those from the first difference on are not compared.
 
@@ -121,16 +126,16 @@ class Probe:
         """
         here, there = (ConstantRecorder(self.paths, self.choices) for _ in range(2))
         there.step = max(torch.finfo(d).eps for d in (dtype, torch.float32)) ** 0.6
-        recorded = self._again(self.record, here).output
+        self._again(self.record, here)
         self._again(self.record, there)
         _refuse_moved(here.constants, there.constants, there.step**0.5)
         plain = self._again(self.plain)
-        error = _error(recorded, plain)
+        error = _error(output, plain)
         if error <= tolerance:
             return
         with without_fast_path():
-            fast = _error(recorded, self._again(self.plain)) <= tolerance
-        reason = _FAST if fast else "its forward pass changes from call to call, or asks whether derivatives are taken"
+            fast = _error(output, self._again(self.plain)) <= tolerance
+        reason = _FAST if fast else _OTHER
         raise IncompleteError(
             f"the recorded output is not what the model gives by itself (relative error {error:.1e}, tolerance "
             f"{tolerance:.0e}): {reason}"
@@ -175,6 +180,10 @@ def _moved(a: Tensor | float, b: Tensor | float, little: float) -> bool:
     return bool((differs & near).any() or differs.float().mean() > 0.1)
 
 
+_OTHER = (
+    "it was changed since (freeze again), its forward pass changes from call to call, or asks whether derivatives are "
+    "taken"
+)
 _FAST = (
     "where no derivatives are taken torch runs transformer layers by a fast path that gives another output under this "
     "mask: switch it off with torch.backends.mha.set_fastpath_enabled(False), or, if only padded places differ, build "
