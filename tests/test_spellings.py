@@ -497,3 +497,36 @@ def test_teaching_again_what_is_called_through_apply():
     freezes(Gated)(torch.tanh)
     with pytest.raises(UsageError):
         freezes(Gated.apply)(torch.tanh)
+
+
+def _added(h, k):
+    h += k
+    return h
+
+
+def _added_seen_through_a_view(h, k):
+    view = h.flatten(1)
+    h += k
+    return view.view(h.shape)
+
+
+def _added_in_part(h, k):
+    h[..., :3] += k[..., :3]
+    return h
+
+
+@pytest.mark.parametrize("add", [torch.add, torch.Tensor.add_, _added, _added_seen_through_a_view, _added_in_part])
+@pytest.mark.parametrize("use", [lambda g, h: g * (2 * h), lambda g, h: g**2])
+def test_an_activation_to_which_a_signal_was_added_is_no_gate(add, use):
+    with pytest.raises(UnsupportedOperation, match=r"out of (an|no) activation"):
+        freeze(branches(lambda m, h: use(add(F.relu(h), h), h)), given_input())
+
+
+def test_a_gate_over_which_a_signal_was_copied_is_no_gate():
+    with pytest.raises(UnsupportedOperation, match="multiplies two signals"):
+        freeze(branches(lambda m, h: torch.tanh(h).copy_(h) * (2 * h)), given_input())
+
+
+@pytest.mark.parametrize("scale", [lambda g: g * 2, lambda g: g.mul_(2), lambda g: g.add_(1), lambda g: g.div_(0.5)])
+def test_an_activation_scaled_or_shifted_in_place_is_still_a_gate(scale):
+    assert_exact(lambda m, h: scale(F.relu(h)) * (2 * h), lambda m, h: scale(F.relu(h).detach()) * (2 * h))

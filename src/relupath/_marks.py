@@ -32,8 +32,18 @@ def mark_of(t: Tensor | None) -> Mark | None:
 
 
 def gating(t: Tensor) -> int:
-    """How much a signal is a gate: 0; 1 for an activation's output, up to scaling and moving; 2 for a squashed one."""
-    return getattr(t, "_relupath_gating", 0)
+    """How much a signal is a gate: 0; 1 for an activation's output, up to scaling and moving; 2 for a squashed one.
+
+    One to which something wrote since is none any more.
+    """
+    rank, version = getattr(t, "_relupath_gating", (0, 0))
+    return rank if rank and t._version == version else 0
+
+
+def ranked(t: Tensor, rank: int) -> None:
+    """Remember how much a signal is a gate."""
+    if rank:
+        t._relupath_gating = rank, t._version  # type: ignore[attr-defined]
 
 
 def carrying(t: Tensor, mark: Mark) -> Tensor:

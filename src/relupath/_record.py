@@ -21,7 +21,7 @@ from ._calls import Call, leaves, storage_of
 from ._choices import Choices
 from ._gates import TABLE, Rule
 from ._known import Known
-from ._marks import Mark, carrying, gating, mark_of, marked
+from ._marks import Mark, carrying, gating, mark_of, marked, ranked
 from ._noted import NotedLayers
 from ._places import UNSEEN, Operation, UnseenOperation, line, line_of, numbered, place, refusal
 from ._saved import Savings, load
@@ -217,7 +217,7 @@ class Recorder(TorchFunctionMode):
 
     def _run(self, call: Call, rule: Rule, marks: Sequence[Mark] = ()) -> Any:
         """Run a call by its rule and note what came out."""
-        straight = self._frozen(call, rule)
+        rank, straight = self._rank(call, rule), self._frozen(call, rule)
         signals = [t for t in leaves(straight.output) if t.requires_grad and t.grad_fn is not None]
         if rule.kind.startswith("frozen"):
             kind = rule.kind.removeprefix("frozen ")
@@ -231,7 +231,9 @@ class Recorder(TorchFunctionMode):
             if rule.kind == "tested" and any(t.is_floating_point() for t in leaves(straight.output)):
                 raise NotAffine("it copies a signal's values without their dependence on the input")
             return straight.output
-        self._rank(call, rule, signals)
+        for signal in signals:
+            self._admit(signal)
+            ranked(signal, rank)
         self._note(call.name, straight.kind or (marks[0].kind if marks and rule.kind == "affine" else rule.kind))
         self._add_sources(call, straight)
         name = f"{self._path}:{call.name}"
@@ -260,15 +262,11 @@ class Recorder(TorchFunctionMode):
         finally:
             self._savings.shape_only = None
 
-    def _rank(self, call: Call, rule: Rule, signals: Sequence[Tensor]) -> None:
-        """Admit what came out of a call, and remember how much of a gate it is."""
+    def _rank(self, call: Call, rule: Rule) -> int:
+        """How much of a gate comes out of a call."""
         moved = rule.rearranges or (rule.shifts and len(call.tensors) == 1)
         passed = gating(call.signals[0]) if moved and len(call.signals) == 1 else 0
-        rank = rule.gating or int(rule.activation) or passed
-        for signal in signals:
-            self._admit(signal)
-            if rank:
-                signal._relupath_gating = rank  # type: ignore[attr-defined]
+        return rule.gating or int(rule.activation) or passed
 
     def _add_sources(self, call: Call, straight: Straight) -> None:
         """Note the constants that a call adds."""
@@ -287,6 +285,7 @@ class Recorder(TorchFunctionMode):
         target, base = call.first, call.first._base
         copy, rest = target.clone(), None
         self._admit(copy)
+        ranked(copy, gating(target))
         if base is not None and not base.requires_grad:
             rest = base.clone()
             rest.as_strided(target.shape, target.stride(), target.storage_offset() - base.storage_offset()).zero_()
@@ -297,6 +296,7 @@ class Recorder(TorchFunctionMode):
             raise NotAffine(f"autograd refuses to write to that view ({str(error).splitlines()[0]})") from error
         self.writes_to_views = True
         self._admit(target)
+        ranked(target, gating(written))
         self.layers.copied(written, target)
         if base is not None:
             self._admit(base)
