@@ -448,3 +448,65 @@ def test_an_unseen_write_to_a_buffer_is_undone_when_the_forward_raises():
     model = randomise(Lambda(forward, fc=lin(5, 3), buf=torch.ones(5)), 0)
     with assert_untouched(model), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         freeze(model, example((5,), 1))
+
+
+ATTRIBUTES: dict[str, Callable[[Any, Tensor], Any]] = {
+    "a gate": lambda m, x: m.plain.copy_(torch.sigmoid(x)),
+    "a signal": lambda m, x: m.plain.__setitem__(..., x),
+    "a counter": lambda m, x: m.count.add_(1),
+    "in a list": lambda m, x: m.several[0].copy_(x),
+    "in a dictionary": lambda m, x: m.named["cache"].copy_(x),
+    "unseen": lambda m, x: write_unseen(m.plain, x),
+}
+
+
+@pytest.mark.parametrize("case", ATTRIBUTES)
+def test_a_plain_tensor_attribute_is_the_models_own(case):
+    model = randomise(Lambda(lambda m, x: (ATTRIBUTES[case](m, x), m.fc(x + m.plain))[1], fc=lin(5, 3)), 0)
+    own = [torch.zeros(2, 5, dtype=torch.float64) for _ in range(4)]
+    model.plain, model.count, model.several, model.named = own[0], own[1], (own[2],), {"cache": own[3]}
+    with assert_untouched(model), pytest.raises(UnsupportedOperation, match="of the model, which must stay as it is"):
+        freeze(model, example((5,), 1))
+    for t in own:
+        assert not t.any()
+        assert not t.requires_grad
+        assert not vars(t)
+
+
+def test_an_attribute_that_is_replaced_is_put_back():
+    model = randomise(Lambda(lambda m, x: (setattr(m, "last", m.fc(x)), m.last * 2)[1], fc=lin(5, 3)), 0)
+    model.last = before = torch.zeros(2, 3)
+    assert_complete(freeze(model, example((5,), 1)), 0)
+    assert model.last is before
+
+
+class Cache:
+    """Grows, as a cache of keys and values does."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+
+def test_arguments_to_which_the_model_writes_are_left_as_they_were():
+    def forward(m, x, memory, cache, named):
+        memory[:, 0] = x[:, 0]
+        named["more"].append(x)
+        cache.steps.append(x)
+        return m.fc(memory + named["memory"] + len(cache.steps) + len(named["more"]))
+
+    memory, cache = torch.zeros(2, 5, dtype=torch.float64), Cache()
+    named: dict[str, Any] = {"memory": memory, "more": []}
+    frozen = freeze(
+        randomise(Lambda(forward, fc=lin(5, 3)), 0), example((5,), 1), memory, kwargs={"cache": cache, "named": named}
+    )
+    assert_complete(frozen, 0)
+    assert not memory.any()
+    assert not memory.requires_grad
+    assert not vars(memory)
+    assert cache.steps == named["more"] == []
+
+
+def test_what_cannot_be_copied_is_passed_as_it_is():
+    lock = threading.Lock()
+    model = randomise(Lambda(lambda m, x, lock: m.fc(x) * (1 + lock.locked()), fc=lin(5, 3)), 0)
+    assert_complete(freeze(model, example((5,), 1), lock), 0)

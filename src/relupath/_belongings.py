@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,32 @@ def own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(n, t) for own in (module._parameters, module._buffers) for n, t in own.items() if t is not None]
 
 
+def attributes(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The tensors that are plain attributes of a module itself, or stand in a list, tuple or dictionary that is one."""
+    found = []
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            found.append((name, value))
+        elif isinstance(value, dict | list | tuple) and name not in ("_parameters", "_buffers", "_modules"):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            found += [(f"{name}.{key}", t) for key, t in items if isinstance(t, Tensor)]
+    return found
+
+
 class Belongings:
-    """The parameters and buffers of modules.
+    """The parameters, buffers and plain tensor attributes of modules.
 
     Args:
-        named: the tensors with their names.
+        paths: the modules with their paths.
     """
 
-    def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
+    def __init__(self, paths: Mapping[nn.Module, str]) -> None:
+        named = [
+            (f"{path}.{name}".strip("."), t)
+            for tensors in (attributes, own_tensors)
+            for module, path in paths.items()
+            for name, t in tensors(module)
+        ]
         self._tensors = [(name, t, version_of(t)) for name, t in named]
         dense = [(name, t) for name, t, _ in self._tensors if t.layout == torch.strided and t.numel()]
         self._addresses = {t.data_ptr(): name for name, t in dense}

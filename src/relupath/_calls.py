@@ -6,6 +6,7 @@ grad.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,6 +64,27 @@ def replaced(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list):
         return items
     return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+def copied(value: Any) -> Any:
+    """A copy of nested arguments, to which a model may write; what cannot be copied (and a module) stays itself."""
+    known: dict[int, Any] = {}
+
+    def copy_of(item: Any) -> Any:
+        if type(item) is dict:
+            return {key: copy_of(inner) for key, inner in item.items()}
+        if type(item) in (tuple, list):
+            return type(item)(map(copy_of, item))
+        if isinstance(item, Tensor):
+            return known.setdefault(id(item), item.detach().clone().requires_grad_(item.requires_grad))
+        if isinstance(item, torch.nn.Module):
+            return item
+        try:
+            return copy.deepcopy(item, known)
+        except Exception:
+            return item
+
+    return copy_of(value)
 
 
 _NESTS = (tuple, list, dict)

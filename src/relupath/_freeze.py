@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from ._calls import copied
 from ._choices import Choices
 from ._frozen import Frozen
 from ._model import Surroundings, kept, refuse_unusable, unwrapped
@@ -74,7 +75,7 @@ def freeze(
         raise UnknownLayerError(f"layers takes a list of names, such as [{layers!r}]; got the text {layers!r}")
     choices = Choices(named, None if layers is None else _names(layers, modules), carry)
     run = _Run(
-        model, modules, (*explained, *args), kwargs or {}, output, len(explained), Surroundings((explained, args))
+        model, modules, (*explained, *args), dict(kwargs or {}), output, len(explained), Surroundings((explained, args))
     )
     recorder = Recorder(modules, choices)
     try:
@@ -118,14 +119,14 @@ class _Run:
 
     def plain(self) -> Any:
         """The explained output, as the model gives it by itself."""
-        args = [value.clone() if isinstance(value, Tensor) else value for value in self.args]
+        args, kwargs = copied((self.args, self.kwargs))
         with torch.no_grad(), kept(self.modules, self.surroundings):
-            raw = self.model(*args, **self.kwargs)
+            raw = self.model(*args, **kwargs)
             return raw if self.output is None else self.output(raw)
 
     def recorded(self, recorder: Recorder) -> Layer:
         """The explained output, of a run under a recorder."""
-        choices, args = recorder.choices, self.args
+        choices, (args, kwargs) = recorder.choices, copied((self.args, self.kwargs))
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -138,7 +139,7 @@ class _Run:
                 args = (*signals, *args[self.explained :])
             elif choices.inputs == EMBEDDINGS and "embeddings" not in self.modules.values():
                 recorder.explain_lookups_of(args[: self.explained])
-            raw = self.model(*args, **self.kwargs)
+            raw = self.model(*args, **kwargs)
             result = raw if self.output is None else self.output(raw)
             _refuse_missing(choices.inputs if not recorder.inputs or len(choices.inputs) > 1 else None, recorder.inputs)
             _refuse_missing(choices.layers, recorder.layers)

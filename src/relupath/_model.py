@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.backends import mha
 from torch.nn.utils import parametrize
 
-from ._belongings import own_tensors
+from ._belongings import attributes, own_tensors
 from ._calls import leaves, version_of
 from .errors import ModelError, TrainingModeError, UnsupportedOperation
 
@@ -103,9 +103,9 @@ def kept(modules: Iterable[nn.Module], surroundings: Surroundings) -> Iterator[N
 
 
 def _small(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
-    """What a forward may write to: a module's tensors that are no parameters."""
+    """What a forward may write to: the modules' tensors that are no parameters."""
     for module in modules:
-        yield from (t for _, t in own_tensors(module) if not isinstance(t, nn.Parameter))
+        yield from (t for _, t in own_tensors(module) + attributes(module) if not isinstance(t, nn.Parameter))
 
 
 @contextmanager

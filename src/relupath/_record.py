@@ -16,7 +16,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from ._belongings import Belongings, own_tensors
+from ._belongings import Belongings
 from ._calls import Call, leaves, storage_of
 from ._choices import Choices
 from ._gates import TABLE, Rule
@@ -55,9 +55,7 @@ class Recorder(TorchFunctionMode):
         self._looked_up: set[int] = set()
         self.choices = choices
         self._paths = paths
-        self._own = Belongings(
-            (f"{p}.{n}".strip("."), t) for module, p in paths.items() for n, t in own_tensors(module)
-        )
+        self._own = Belongings(paths)
         self._stack: list[tuple[nn.Module, str]] = []
         self._calls: Counter[str] = Counter()
         self._known = Known()
