@@ -918,6 +918,16 @@ def test_an_old_recording_of_a_changed_model_gives_no_wrong_answer(case):
     assert torch.isfinite(before.weight).all()
 
 
+def test_a_recording_whose_bias_was_changed_says_so():
+    model = randomise(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), 0)
+    frozen = freeze(model, example((5,), 1))
+    with torch.no_grad():
+        model[2].bias.add_(5)
+    for ask in (frozen.bias_terms, lambda target: linear_model(frozen, target), frozen.check):
+        with pytest.raises(ModelError, match=r"the constant '2.bias' was changed since .* freeze again"):
+            ask(0)
+
+
 # --- threads ---
 
 

@@ -249,8 +249,8 @@ class Frozen:
                 moves with the input, or the model gives another output by itself.
         """
         functional = self.functional(target)
-        self.probe.again(self.output, self.inputs[0].output.dtype, self.tolerance)
         rows = [self._account(functional, sample) for sample in range(self.batch)]
+        self.probe.again(self.output, self.inputs[0].output.dtype, self.tolerance)
         weight_part, from_sources, size = (torch.stack(column) for column in zip(*rows, strict=True))
         bias = functional.value - weight_part
         scale = torch.stack([functional.value.abs(), weight_part.abs(), bias.abs(), size]).amax(0)

@@ -13,6 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from ._calls import version_of
+from .errors import ModelError
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -23,12 +26,17 @@ class Source:
         layers: how many hidden layers were recorded before it: it enters below the next one.
         edge: where the sum stands in the autograd graph.
         constant: what is added, broadcast to the sum's shape.
+        version: how often something had written to the constant.
     """
 
     name: str
     layers: int
     edge: GradientEdge = field(repr=False)
     constant: Float[Tensor, "..."] = field(repr=False)
+    version: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", version_of(self.constant))
 
 
 @contextmanager
@@ -36,7 +44,13 @@ def tallied(sources: Sequence[Source]) -> Iterator[dict[Source, Tensor]]:
     """Collect <df/ds, s> of every source s that a product running inside passes, summed over the samples.
 
     The graph is shared by every product of a frozen network: run no other one meanwhile.
+
+    Raises:
+        ModelError: something has written to a constant.
     """
+    for source in sources:
+        if version_of(source.constant) != source.version:
+            raise ModelError(f"the constant {source.name!r} was changed since the network was frozen: freeze again")
     tally: dict[Source, Tensor] = {}
     by_node = defaultdict(list)
     for source in sources:
