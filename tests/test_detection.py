@@ -1061,6 +1061,12 @@ def test_an_output_that_lost_its_dependence_is_refused_in_words(case):
             freeze(model, given_input())
 
 
+def test_what_ran_unseen_between_two_children_is_named_with_the_module_that_ran_it():
+    block = Lambda(lambda m, h: m.after(_unseen(m.before(h))), before=nn.Linear(5, 4), after=nn.Linear(4, 4))
+    with pytest.raises(UnsupportedOperation, match=r"^AddBackward0 in module '0' \(test_detection\.py:\d+\)"):
+        freeze(randomise(nn.Sequential(block, nn.Linear(4, 3)), 3), example((5,), 5))
+
+
 # --- tensors that only gates are computed from ---
 
 

@@ -71,8 +71,9 @@ class Recorder(TorchFunctionMode):
         """
         thread = threading.get_ident()
 
-        def enter(module: nn.Module, _args: Any) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
             if threading.get_ident() == thread and module in self._paths:
+                self._look_at(args)
                 path = self._paths[module]
                 self._calls[path] += 1
                 self._stack.append((module, numbered(path, self._calls[path])))
@@ -331,6 +332,12 @@ class Recorder(TorchFunctionMode):
             marked(t, mark)
         return carrying(t.detach(), mark)
 
+    def _look_at(self, value: Any) -> None:
+        """Find in which module something came about unseen."""
+        with torch._C.DisableTorchFunction():
+            for t in leaves(value):
+                self._understood(t)
+
     def _before_write(self, call: Call) -> None:
         """Refuse writes to the model; keep the values of recorded layers and of tensors saved for derivatives."""
         if not call.tensors:
@@ -343,8 +350,7 @@ class Recorder(TorchFunctionMode):
 
     def _module_done(self, module: nn.Module, name: str, args: tuple[Any, ...], output: Any) -> Any:
         """Note a module's output if it is wanted; an activation that is a module of its own bears the module's name."""
-        for t in leaves(output):
-            self._understood(t)
+        self._look_at(output)
         looked_up = isinstance(module, nn.Embedding) and any(storage_of(t) in self._looked_up for t in leaves(args))
         if name in self.choices.inputs or looked_up:
             if not isinstance(output, Tensor) or not output.is_floating_point():
