@@ -419,6 +419,28 @@ def test_check_runs_under_the_autocast_of_the_recording(inside):
     assert set(formats) == {(torch.bfloat16, True)}
 
 
+@pytest.mark.parametrize("kind", [torch.complex64, torch.complex128])
+def test_a_model_of_complex_numbers_that_was_changed_says_so(kind):
+    model = Lambda(lambda m, x: torch.view_as_real((m.fc(x) + 0j).to(kind) * m.turn).flatten(1).double(), fc=lin(5, 3))
+    model.turn = torch.ones(3, dtype=kind) * (1 + 2j)
+    frozen = freeze(randomise(model, 0), example((5,), 1))
+    frozen.check(0)
+    model.fc.weight.data.add_(1)
+    with pytest.raises(IncompleteError, match="freeze again"):
+        frozen.check(0)
+    with pytest.raises(IncompleteError, match="not understood"):
+        linear_model(frozen, 0)
+
+
+def test_a_model_that_no_longer_runs_does_not_hide_that_it_was_not_understood():
+    model = randomise(nn.Sequential(lin(5, 4), nn.ReLU(), lin(4, 3)), 0)
+    frozen = freeze(model, example((5,), 1))
+    model[2].weight.data.add_(1)
+    model[2].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(IncompleteError, match=r"not understood: .* freeze again \(ZeroDivisionError"):
+        linear_model(frozen, 0)
+
+
 # --- 9. what is the model's own ---
 
 

@@ -530,3 +530,33 @@ def test_a_gate_over_which_a_signal_was_copied_is_no_gate():
 @pytest.mark.parametrize("scale", [lambda g: g * 2, lambda g: g.mul_(2), lambda g: g.add_(1), lambda g: g.div_(0.5)])
 def test_an_activation_scaled_or_shifted_in_place_is_still_a_gate(scale):
     assert_exact(lambda m, h: scale(F.relu(h)) * (2 * h), lambda m, h: scale(F.relu(h).detach()) * (2 * h))
+
+
+FILTER = torch.linspace(-1, 1, 8, dtype=torch.float64).view(4, 2).cos().view(torch.complex128)
+COMPLEX = {
+    "the real part of a Fourier transform": lambda h: torch.fft.fft(h).real,
+    "the imaginary part of a Fourier transform": lambda h: torch.fft.fft(h).imag,
+    "over two axes": lambda h: torch.fft.fft2(h).real,
+    "there and back": lambda h: torch.fft.irfft(torch.fft.rfft(h), 6),
+    "filtered and shifted": lambda h: torch.fft.irfft(torch.fft.rfft(h) * FILTER[:, 0] + FILTER[:, 0], 6),
+    "conjugated": lambda h: torch.fft.rfft(h).conj().imag,
+}
+
+
+@pytest.mark.parametrize("form", COMPLEX)
+def test_what_is_linear_over_complex_numbers_is_exact(form):
+    assert_exact(lambda m, h: COMPLEX[form](h), lambda m, h: COMPLEX[form](h))
+
+
+@pytest.mark.parametrize("bend", [torch.abs, torch.angle, torch.sgn, torch.tanh, torch.Tensor.abs, abs])
+def test_what_is_curved_over_complex_numbers_is_no_signal(bend):
+    with pytest.raises(UnsupportedOperation, match=f"{bend.__name__} in module"):
+        freeze(branches(lambda m, h: torch.view_as_real(bend(torch.fft.rfft(h)) + 0j)), given_input())
+
+
+def test_the_modulus_of_a_complex_number_is_a_scale():
+    def scaled(m, h, stop=torch.clone):
+        z = torch.fft.rfft(h)
+        return torch.fft.irfft(z / stop(z.abs()), 6)
+
+    assert_exact(scaled, lambda m, h: scaled(m, h, torch.detach))

@@ -21,6 +21,7 @@ from ._targets import Functional, TargetLike, resolve
 from ._units import Layer
 from .errors import (
     IncompleteError,
+    ModelError,
     PathError,
     UnknownLayerError,
 )
@@ -357,6 +358,8 @@ class Frozen:
             self.probe.steps()
         except IncompleteError as found:
             culprit = str(found)
+        except ModelError as found:
+            culprit += f" ({found})"
         return IncompleteError(
             f"the model was not understood: for {what} (relative error {error:.1e}, tolerance {self.tolerance:.0e}). "
             f"{culprit}"

@@ -39,6 +39,7 @@ from ._scales import (
     rms_norm,
 )
 from ._straight import NotAffine, Straight, Untraceable, WithSlope
+from ._tested import tested
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ def _piece(call: Call) -> Straight:
     """Elementwise and piecewise linear: the piece at h has the slope autograd gives and intercept y - slope h."""
     if len(call.signals) != 1:
         raise NotAffine("more than one of its arguments depends on the input")
+    if call.first.is_complex():
+        raise NotAffine("it bends complex numbers")
     (h,), pure = call.signals, call.out_of_place()
     with torch.no_grad():
         y = pure()
@@ -165,6 +168,8 @@ def _piece(call: Call) -> Straight:
 def _gate(call: Call) -> Straight:
     """``f(h) = f(0) + h * phi(h)``: the slope is phi(h), and f'(0) where h = 0; the intercept is f(0), mostly zero."""
     h, pure = call.first, call.out_of_place()
+    if h.is_complex():
+        raise NotAffine("it bends complex numbers")
     zero = h.detach().new_zeros(1).requires_grad_()
     start = pure.on(lambda t: zero if t is h else t)()
     (limit,) = torch.autograd.grad(start, zero)
@@ -220,6 +225,8 @@ _LINEAR, _MOVES, _SCALES = (
     Rule("affine", product, scales=True),
 )
 _LIKE = Rule("affine", _linear, rearranges=True, pattern=True)
+_MODULUS, _FROZEN_SCALE = Rule("piece", _linear), Rule("frozen scale", frozen_gate)
+_TESTED = Rule("tested", tested)
 _SUM, _RATIO = Rule("affine", _sum, shifts=True), Rule("affine", quotient, scales=True, rearranges=True)
 NAMES: tuple[tuple[Rule, str], ...] = (
     # rearranging
@@ -267,7 +274,8 @@ NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("piece", _piece, gating=1), "clamp clamp_ clip clip_ clamp_min clamp_min_ clamp_max clamp_max_"),
     (Rule("piece", _piece), "floor floor_ ceil ceil_ round round_ trunc trunc_ sign sgn"),
     (Rule("piece", _extremum), "max min maximum minimum fmax fmin"),
-    (Rule("piece", _linear), "abs absolute __abs__ amax amin sort topk kthvalue cummax cummin"),
+    (_MODULUS, "abs absolute __abs__"),
+    (Rule("piece", _linear), "amax amin sort topk kthvalue cummax cummin"),
     (Rule("piece", _linear), "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d"),
     (Rule("piece", _linear), "adaptive_max_pool3d max_unpool1d max_unpool2d max_unpool3d"),
     (Rule("piece", _linear), "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices"),
@@ -283,7 +291,7 @@ NAMES: tuple[tuple[Rule, str], ...] = (
         Rule("frozen gate", frozen_gate),
         "sigmoid sigmoid_ softmax log_softmax softmin logsumexp erf exp exp2 expit ndtr",
     ),
-    (Rule("frozen scale", frozen_gate), "sqrt rsqrt std var norm vector_norm"),
+    (_FROZEN_SCALE, "sqrt rsqrt std var norm vector_norm"),
     (Rule("frozen scale", moments), "var_mean std_mean"),
     (Rule("frozen scale", reciprocal), "reciprocal __rdiv__ __rtruediv__"),
     (Rule("bent", fused), "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
@@ -318,3 +326,9 @@ for _other in (torch.batch_norm, torch.instance_norm):  # another order of argum
 TABLE[torch.autograd.grad] = TABLE[torch.autograd.backward] = Rule("number", _number)
 TABLE[torch.Tensor.data.__get__] = Rule("affine", _seen_through)  # type: ignore[attr-defined]
 TABLE[torch.Tensor.data.__set__] = Rule("refused", _assigned)  # type: ignore[attr-defined]
+
+
+def rule_of(call: Call) -> Rule:
+    """The rule of a function: of the modulus of complex numbers that of a norm, of an unknown one a numeric test."""
+    rule = TABLE.get(call.func, _TESTED)
+    return _FROZEN_SCALE if rule is _MODULUS and call.first.is_complex() else rule

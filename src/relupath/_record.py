@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ._belongings import Belongings
 from ._calls import Call, leaves, storage_of
 from ._choices import Choices
-from ._gates import TABLE, Rule
+from ._gates import Rule, rule_of
 from ._known import Known
 from ._marks import Mark, carrying, gating, mark_of, marked, ranked
 from ._noted import NotedLayers
@@ -28,7 +28,6 @@ from ._saved import Savings, load
 from ._scales import is_gated_constant, is_root, reciprocal
 from ._sources import Source
 from ._straight import NotAffine, Straight, Untraceable
-from ._tested import tested
 from ._units import Layer
 from .errors import UnknownLayerError, UnsupportedOperation
 
@@ -126,7 +125,7 @@ class Recorder(TorchFunctionMode):
         call = Call(func, args, kwargs or {}, self.choices.carry)
         if func == _REQUIRES_GRAD:  # of gates and bent tensors too: they depend on the input
             return func(*args)
-        rule = TABLE.get(func, _TESTED)
+        rule = rule_of(call)
         mutates = call.mutates
         if mutates:
             self._before_write(call)
@@ -395,5 +394,4 @@ def _sort(value: Any) -> str:
     return "a tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
-_TESTED = Rule("tested", tested)
 _REQUIRES_GRAD = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]

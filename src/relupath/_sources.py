@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -32,7 +32,7 @@ class Source:
     name: str
     layers: int
     edge: GradientEdge = field(repr=False)
-    constant: Float[Tensor, "..."] = field(repr=False)
+    constant: Inexact[Tensor, "..."] = field(repr=False)
     version: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -74,8 +74,8 @@ def tallied(sources: Sequence[Source]) -> Iterator[dict[Source, Tensor]]:
 
 
 def _sum_of_product(gradient: Tensor, constant: Tensor) -> Tensor:
-    """The sum of gradient * constant, with the gradient summed first over the axes along which the constant repeats."""
+    """The real sum of conj(gradient) * constant; the gradient is first summed along axes where the constant repeats."""
     constant = constant[(None,) * (gradient.ndim - constant.ndim)]
     repeats = [axis for axis, size in enumerate(constant.shape) if size == 1 < gradient.shape[axis]]
     summed = gradient.sum(repeats, keepdim=True) if repeats else gradient
-    return torch.dot(summed.flatten(), constant.to(summed.dtype).flatten())
+    return torch.vdot(summed.flatten(), constant.to(summed.dtype).flatten()).real

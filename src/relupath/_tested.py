@@ -39,9 +39,9 @@ def _verify_affine(call: Call) -> None:
         NotAffine: it is not.
     """
     twins = {
-        id(t): t.detach().to(torch.float64, copy=True).requires_grad_(t.requires_grad)
+        id(t): t.detach().to(_double(t), copy=True).requires_grad_(t.requires_grad)
         for t in call.tensors
-        if t.is_floating_point()
+        if t.is_floating_point() or t.is_complex()
     }
     double = call.on(lambda t: twins.get(id(t), t))
     signals = [t for t in twins.values() if t.requires_grad]
@@ -52,8 +52,8 @@ def _verify_affine(call: Call) -> None:
     pairs = [(s, torch.zeros_like(s) if g is None else g) for s, g in zip(signals, grads, strict=True)]
     value = _dot(ys := [y.detach() for y in ys], waves)
     at_zero = _dot(leaves(double.at_zero())[: len(ys)], waves)
-    size = sum(float((y * u).abs().sum()) for y, u in zip(ys, waves, strict=True))
-    size += sum(float((s.detach() * g).abs().sum()) for s, g in pairs)
+    size = sum(float(_products(y, u).abs().sum()) for y, u in zip(ys, waves, strict=True))
+    size += sum(float(_products(s, g).abs().sum()) for s, g in pairs)
     if not abs(value - at_zero - _dot([s.detach() for s, _ in pairs], [g for _, g in pairs])) <= 1e-10 * size:
         raise NotAffine("its value is not A s + c, with A its derivative and c its value at zero")
     largest = max(float(y.abs().max()) for y in ys)
@@ -82,11 +82,23 @@ def _moved(call: Call, steps: dict[int, Tensor], sign: int) -> list[Tensor]:
 
 def wave(like: Tensor, frequency: float, phase: float = 0.3) -> Tensor:
     """A fixed irregular tensor in -1..1; no random numbers are drawn."""
+    if like.is_complex():
+        return torch.view_as_complex(wave(torch.view_as_real(like.detach().resolve_conj()), frequency, phase))
     return torch.cos(torch.arange(like.numel(), device=like.device).to(like.dtype) * frequency + phase).view(like.shape)
 
 
+def _double(t: Tensor) -> torch.dtype:
+    return torch.complex128 if t.is_complex() else torch.float64
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """What the inner product sums: of complex numbers, the products of real parts and those of imaginary parts."""
+    a, b = a.detach().to(_double(a)), b.detach().to(_double(a))
+    return (a.conj() * b).real if a.is_complex() else a * b
+
+
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return sum(float((u * v).sum().detach()) for u, v in zip(a, b, strict=True))
+    return sum(float(_products(u, v).sum()) for u, v in zip(a, b, strict=True))
 
 
 def follows(signals: Sequence[Tensor], straight: Straight) -> bool:
@@ -103,9 +115,8 @@ def follows(signals: Sequence[Tensor], straight: Straight) -> bool:
     constants = [] if straight.constant is None else leaves(straight.constant)
     pairs += [(u, c.expand_as(u)) for u, c in zip(waves, constants, strict=False)]
     pairs += [(-u, y.detach()) for u, y in zip(waves, ys, strict=True)]
-    products = [(g.double() * s.double()).sum() for g, s in pairs]
-    size = max(float((g.double() * s.double()).abs().sum()) for g, s in pairs)
-    return abs(float(sum(products))) <= max(TOLERANCE[y.dtype] for y in ys) * size
+    size = max(float(_products(g, s).abs().sum()) for g, s in pairs)
+    return abs(_dot(*zip(*pairs, strict=True))) <= max(TOLERANCE[y.dtype.to_real()] for y in ys) * size
 
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-1, torch.bfloat16: 2e-1}
