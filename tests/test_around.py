@@ -532,3 +532,27 @@ def test_what_cannot_be_copied_is_passed_as_it_is():
     lock = threading.Lock()
     model = randomise(Lambda(lambda m, x, lock: m.fc(x) * (1 + lock.locked()), fc=lin(5, 3)), 0)
     assert_complete(freeze(model, example((5,), 1), lock), 0)
+
+
+@pytest.mark.parametrize("sparse", [Tensor.to_sparse, Tensor.to_sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_model_may_hold_a_sparse_matrix(sparse):
+    dense = torch.tensor([[0.5, 0.0], [1.0, 2.0]], dtype=torch.float64)
+    model = Lambda(lambda m, x: m.fc(torch.sparse.mm(m.matrix, m.first(x).mT).mT), first=lin(5, 2), fc=lin(2, 3))
+    model = randomise(model, 0)
+    model.register_buffer("matrix", sparse(dense))
+    frozen = freeze(model, example((5,), 1))
+    frozen.check(0)
+    assert torch.allclose(linear_model(frozen, 0).weight[0], model.fc.weight[0] @ dense @ model.first.weight)
+
+
+def test_a_lazy_model_is_to_be_run_first():
+    with pytest.raises(ModelError, match="run it once on an input first"):
+        freeze(nn.Sequential(nn.LazyLinear(3)).eval(), example((5,), 1))
+
+
+def test_of_an_exported_model_the_original_is_asked_for():
+    x = example((5,), 1)
+    exported = torch.export.export(randomise(nn.Sequential(lin(5, 3)), 0), (x,)).module()
+    with pytest.raises(ModelError, match="give the module that was exported"):
+        freeze(exported, x)

@@ -12,9 +12,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
+import torch.fx
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.backends import mha
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ._belongings import attributes, own_tensors
@@ -30,6 +32,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def refuse_unusable(modules: Mapping[nn.Module, str]) -> None:
+    if any(is_lazy(t) for module in modules for _, t in own_tensors(module)):
+        raise ModelError("the model has parameters without a shape (lazy modules): run it once on an input first")
     if any(t.is_inference() for module in modules for _, t in own_tensors(module)):
         raise ModelError("the model was built under torch.inference_mode(), where it has no derivatives")
     for module, name in modules.items():
@@ -42,6 +46,11 @@ def refuse_unusable(modules: Mapping[nn.Module, str]) -> None:
             raise UnsupportedOperation(
                 f"module {name or type(module).__name__!r} bounds the norms of its own weights in the forward pass "
                 "(max_norm), and the model must stay as it is: set max_norm=None once the weights are bounded"
+            )
+        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):
+            raise ModelError(
+                f"module {name or type(module).__name__!r} was made by torch.export and has no eval mode: give the "
+                "module that was exported"
             )
         if module.training:
             raise TrainingModeError(
