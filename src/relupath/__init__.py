@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ._own import freezes
     from ._partitions import Partition, channels, heads, labels, locations, neurons
     from ._paths import Path, Step
-    from ._search import Beam, BestFirst, Greedy, Mass, Selective, find_paths
+    from ._search import Beam, BestFirst, Exact, Greedy, Mass, Selective, find_paths
     from ._targets import Target, contrast, logit
 
 _HOME = {
-    "Beam": "_search", "BestFirst": "_search", "Frozen": "_frozen", "Greedy": "_search", "Mass": "_search",
+    "Beam": "_search", "BestFirst": "_search", "Exact": "_search", "Frozen": "_frozen", "Greedy": "_search", "Mass": "_search",
     "Node": "_decompose", "Partition": "_partitions", "Path": "_paths", "PathModel": "_linear", "Selective": "_search",
     "Step": "_paths", "Target": "_targets", "ablate": "_ablate", "channels": "_partitions", "contrast": "_targets",
     "decompose": "_decompose", "find_paths": "_search", "freeze": "_freeze", "freezes": "_own",
