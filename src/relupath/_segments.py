@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ._frozen import AT_ONCE, Frozen
-from ._mixing import INPUT, Mixing, mixing
+from ._mixing import INPUT, TILE, Mixing, mixing
 from ._simple import NotFactored, Of, Simple, Stretch, simple
 from ._units import Layer
 from .errors import PathError
@@ -147,6 +148,74 @@ class Factored(Segment):
         return found
 
 
+@dataclass(frozen=True)
+class Merged(Segment):
+    """``D = R G C`` where a patch of G holds a neuron more than once, as after pooling with overlap: weights are added.
+
+    Attributes:
+        around: R, one entry a row.
+        mix: G.
+        inner: C, one entry a row.
+    """
+
+    around: Simple
+    mix: Mixing
+    inner: Simple
+    products: int
+
+    def _blocks(self) -> Iterator[tuple[tuple[Any, ...], Float[Tensor, "O J L"], Int[Tensor, "J L"]]]:
+        """Parts of G C: where in (B, G, O, L) they stand, the entries, 0 for repeated neurons, and their neurons."""
+        dead, numbers = self.inner.scale == 0, self.inner.index + 1
+        neurons = self.mix.patches(numbers.masked_fill(dead, 0).double()).long()
+        scales = self.mix.patches(self.inner.scale)
+        for b, g in itertools.product(range(len(neurons)), range(neurons.shape[1])):
+            weight = self.mix.weight[g]
+            tile, chunk = max(1, TILE // weight.shape[1]), 16
+            for start in range(0, neurons.shape[3], tile):
+                place = slice(start, start + tile)
+                neuron, order = neurons[b, g, :, place].sort(0)
+                scale = scales[b, g, :, place].gather(0, order)
+                repeats = list(_repeats(neuron))
+                for o in range(0, len(weight), chunk):
+                    entries = weight[o : o + chunk][:, order] * scale
+                    merged = entries.clone()
+                    for step, same in enumerate(repeats, 1):
+                        merged[:, :-step] += entries[:, step:] * same
+                    merged[:, 1:].masked_fill_(repeats[0], 0)
+                    yield (b, g, slice(o, o + chunk), place), merged, (neuron - 1).clamp_(min=0)
+
+    def _mixed(self, like: Float[Tensor, "B n"]) -> Float[Tensor, "B G O L"]:
+        """Zeros in the shape of what G gives."""
+        return self.mix.taken(like.new_zeros(len(like), self.around.width))
+
+    def _extremes(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        high, low = high.to(self.inner.scale.dtype), low.to(self.inner.scale.dtype)
+        largest, smallest = self._mixed(high).clone(), self._mixed(high).clone()
+        for place, entries, neuron in self._blocks():
+            ends = entries * high[place[0]][neuron], entries * low[place[0]][neuron]
+            largest[place] = torch.maximum(*ends).amax(1)
+            smallest[place] = torch.minimum(*ends).amin(1)
+        return self.around.extremes(self.mix.placed(largest), self.mix.placed(smallest))
+
+    def sums(self, terms: Terms) -> list[Float[Tensor, "B m"]]:
+        """``sum_w g(D[u, w]) x[w]`` for each vector x on layer B."""
+        found = [self._mixed(x) for _, x in terms]
+        for place, entries, neuron in self._blocks():
+            for total, (of, x) in zip(found, terms, strict=True):
+                total[place] = (of(entries.to(x.dtype)) * x[place[0]][neuron]).sum(1)
+        return [self.around.apply(self.mix.placed(z), of) for z, (of, _) in zip(found, terms, strict=True)]
+
+    def spread(self, terms: Terms) -> list[Float[Tensor, "B n"]]:
+        """``sum_u g(D[u, w]) y[u]`` for each vector y on layer A."""
+        tops = [self.mix.taken(self.around.transposed.apply(y, of)) for of, y in terms]
+        found = [y.new_zeros(len(y), self.inner.width) for _, y in terms]
+        for place, entries, neuron in self._blocks():
+            for total, top, (of, y) in zip(found, tops, terms, strict=True):
+                parts = (of(entries.to(y.dtype)) * top[place][:, None]).sum(0)
+                total[place[0]].index_add_(0, neuron.flatten(), parts.flatten())
+        return found
+
+
 def segment(frozen: Frozen, upper: Layer, lower: Layer, products: int) -> Segment:
     """The segment between two layers: factored where it has that form, else row by row.
 
@@ -171,7 +240,7 @@ def segment(frozen: Frozen, upper: Layer, lower: Layer, products: int) -> Segmen
     return found
 
 
-def factored(frozen: Frozen, upper: Layer, lower: Layer) -> Factored:
+def factored(frozen: Frozen, upper: Layer, lower: Layer) -> Segment:
     """The segment as ``R G C``, each factor certified by its products with random vectors.
 
     Raises:
@@ -193,10 +262,8 @@ def factored(frozen: Frozen, upper: Layer, lower: Layer) -> Factored:
     expected, got = through.pull(wave), mix.pull(wave, torch.Tensor.clone)
     if got.shape != expected.shape or not (got - expected).abs().max() <= frozen.tolerance * expected.abs().max():
         raise NotFactored
-    c = _one_entry(inner, lower.output.flatten(1))
-    if not c.turned and _collides(mix, c):
-        raise NotFactored
-    return Factored(simple(around.push, z), mix, c, 15)
+    r, c = simple(around.push, z), _one_entry(inner, lower.output.flatten(1))
+    return (Merged if not c.turned and _collides(mix, c) else Factored)(r, mix, c, 15)
 
 
 def _one_entry(stretch: Stretch, below: Float[Tensor, "B n"]) -> Simple:
@@ -213,10 +280,19 @@ def _one_entry(stretch: Stretch, below: Float[Tensor, "B n"]) -> Simple:
 
 
 def _collides(mix: Mixing, inner: Simple) -> bool:
-    """Whether a patch holds the same neuron of the lower layer twice, as after pooling with overlap."""
-    numbers = torch.where(inner.scale != 0, inner.index + 1, 0).double()
+    """Whether a patch holds a neuron of the lower layer twice, as after pooling with overlap."""
+    numbers = (inner.index + 1).masked_fill(inner.scale == 0, 0).double()
     ordered = mix.patches(numbers).sort(2).values
     return bool(((ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] > 0)).any())
+
+
+def _repeats(ordered: Int[Tensor, "J L"]) -> Iterator[Bool[Tensor, "rest L"]]:
+    """Which numbers stand once more a step, two steps, ... further on, as long as any does; 0 does not count."""
+    for step in range(1, len(ordered) + 1):
+        same = (ordered[step:] == ordered[:-step]) & (ordered[step:] > 0)
+        yield same
+        if not same.any():
+            return
 
 
 def _only_mixing(above: GradientEdge, below: GradientEdge) -> Any | None:
