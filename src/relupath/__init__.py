@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._freeze import freeze
     from ._frozen import Frozen
     from ._linear import PathModel, linear_model
+    from ._mass import path_mass
     from ._own import freezes
     from ._partitions import Partition, channels, heads, labels, locations, neurons
     from ._paths import Path, Step
@@ -28,7 +29,7 @@ _HOME = {
     "Step": "_paths", "Target": "_targets", "ablate": "_ablate", "channels": "_partitions", "contrast": "_targets",
     "decompose": "_decompose", "find_paths": "_search", "freeze": "_freeze", "freezes": "_own",
     "heads": "_partitions", "labels": "_partitions", "linear_model": "_linear", "locations": "_partitions",
-    "logit": "_targets", "neurons": "_partitions", "plausible": "_ablate",
+    "logit": "_targets", "neurons": "_partitions", "path_mass": "_mass", "plausible": "_ablate",
 }  # fmt: skip
 _MODULES = ("creatures", "draw", "errors", "images", "models", "runs")
 

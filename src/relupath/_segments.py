@@ -1,4 +1,4 @@
-"""The derivative of one hidden layer by a lower one, neuron by neuron, and what the recursions over paths need of it."""
+"""The derivative of one hidden layer by a lower one, neuron by neuron, as the recursions over paths need it."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ class Rows(Segment):
 class Factored(Segment):
     """A segment with one operation that mixes, ``D = R G C``, or with none, ``D = C``.
 
-    C has one entry a row or one a column (gates, batch norm, views, concatenation, pooling), R one a row, and no entry of
-    D is a sum, so that a function of the entries that keeps products goes through.
+    C has one entry a row or one a column (gates, batch norm, views, concatenation, pooling), R one a row, and no entry
+    of D is a sum, so that a function of the entries that keeps products goes through.
 
     Attributes:
         around: R, or None.
@@ -234,8 +234,8 @@ def segment(frozen: Frozen, upper: Layer, lower: Layer, products: int) -> Segmen
         found = Rows(frozen, upper, lower)
     if found.products > products:
         raise PathError(
-            f"between the layers {lower.name!r} and {upper.name!r} there is not one convolution or linear map alone, and "
-            f"it would take {found.products} products, more than {products}: search fewer or smaller layers"
+            f"between the layers {lower.name!r} and {upper.name!r} there is not one convolution or linear map alone, "
+            f"and it would take {found.products} products, more than {products}: search fewer or smaller layers"
         )
     return found
 
@@ -314,7 +314,7 @@ def _route(above: GradientEdge, below: GradientEdge, without: Any = None) -> lis
     """The nodes on the routes from a place in the autograd graph down to another, that do not pass a given node."""
     goal = below.node, below.output_nr
     leads: dict[Any, bool] = {}
-    todo = [above.node] if (above.node, above.output_nr) != goal else []
+    todo: list[Any] = [above.node] if (above.node, above.output_nr) != goal else []
     while todo:
         node = todo[-1]
         lower = [place for place in node.next_functions if place[0] is not None and place != goal]

@@ -115,8 +115,8 @@ class Simple:
 def simple(apply: Callable[[Tensor], Tensor], like: Float[Tensor, "B width"]) -> Simple:
     """Read off a matrix, known by its products, whose rows have one entry at most.
 
-    With ``r = S 1`` the column of row ``i`` is ``(S j)[i] / r[i]``, where ``j`` holds the columns' numbers, in two digits
-    so that it is exact in single precision. ``S t = r * t[column]`` at a random ``t`` certifies it.
+    With ``r = S 1`` the column of row ``i`` is ``(S j)[i] / r[i]``, where ``j`` holds the columns' numbers, in two
+    digits so that it is exact in single precision. ``S t = r * t[column]`` at a random ``t`` certifies it.
 
     Args:
         apply: x -> S x.

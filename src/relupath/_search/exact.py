@@ -60,8 +60,8 @@ class Exact(Search):
         if self.k < 1:
             raise PathError(f"k must be at least 1; got {self.k}")
         for layer, partition in problem.partitions.items():
-            labels = partition.labels(layer.shape)
-            if labels.unique().numel() < labels.numel():
+            labels = partition.labels(layer.shape).flatten()
+            if int(labels.bincount().max()) > 1:
                 raise PathError(
                     f"partition {partition.name!r} joins neurons of layer {layer.name!r}: the value of a path is a "
                     "product of derivatives over single neurons only; search with partition=neurons"
@@ -149,17 +149,25 @@ class _Ranking:
                 tuple(end.best for end in some) or (whole,)
                 for some, whole in zip(self.ranked, value.tolist(), strict=True)
             ),
-            importance=tuple({way.layer.name: way.share for way in some[0].way} if some else {} for some in self.ranked),
-            stopped=tuple(self._reason(len(some)) for some in self.ranked),
+            importance=tuple(
+                {way.layer.name: way.share for way in some[0].way} if some else {} for some in self.ranked
+            ),
+            stopped=tuple(map(self._reason, self.ranked)),
             model=model,
             value=functional.value,
             cost=Cost(self.products + 1),
         )
 
-    def _reason(self, count: int) -> str:
-        if count == self.k:
-            return "reached the lowest layer"
-        return f"no more than {count} paths have a positive value" if count else "no path has a positive value"
+    def _reason(self, some: list[_Beginning]) -> str:
+        """Why the search of a sample ended."""
+        dtype = self.problem.functional.value.dtype
+        if not some:
+            return "no path has a positive value"
+        reason = (
+            "reached the lowest layer" if len(some) == self.k else f"no more than {len(some)} have a positive value"
+        )
+        tiny = some[0].best < torch.finfo(dtype).tiny
+        return f"{reason}; the value of the best is below the range of {dtype}" if tiny else reason
 
     def _next(self, b: int) -> _Beginning | None:
         """The beginning from which a sample goes on; complete paths met before it are the next best ones."""
@@ -185,8 +193,9 @@ class _Ranking:
         rows = dict(zip(lower, frozen.vjp(cotangents, lower), strict=True))
         self.products += 1
         for b, beginning in enumerate(beginnings):
-            for below in self.lower[beginning.layer] if beginning else ():
-                self._push(b, beginning, below, rows[below][b].flatten().double())
+            if beginning is not None:
+                for below in self.lower[beginning.layer]:
+                    self._push(b, beginning, below, rows[below][b].flatten().double())
 
     def _push(self, b: int, beginning: _Beginning, below: Layer, row: Float[Tensor, " n"]) -> None:
         """Open the best k ways on to one layer: no other can be on one of the k best paths."""
