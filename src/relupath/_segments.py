@@ -19,7 +19,7 @@ from ._simple import NotFactored, Of, Simple, Stretch, simple
 from ._units import Layer
 from .errors import PathError
 
-Terms = Sequence[tuple[Of, Float[Tensor, "B n"]]]
+Terms = Sequence[tuple[Of, Float[Tensor, "B size"]]]
 """Vectors, each with the function g of the matrix' entries with which it is multiplied."""
 
 
