@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -201,7 +202,7 @@ def listed_chain(model, x, c):
         ins.append(a)
         a = part(a).detach()
         values[name] = a.flatten().numpy()
-    follow = {"output": [names[-1]], names[0]: []} | {up: [low] for low, up in zip(names[:-1], names[1:], strict=True)}
+    follow = {"output": [names[-1]], names[0]: []} | {up: [low] for low, up in itertools.pairwise(names)}
 
     def derivative(above, below):
         if above == "output":
@@ -270,11 +271,11 @@ FIRE = ["features.4.expand1x1_activation", "features.4.expand3x3_activation"]
 LOWER_FIRE = ["features.3.expand1x1_activation", "features.3.expand3x3_activation"]
 BRANCHES = {
     "squeeze": {
-        "output": ["classifier.2"], "classifier.2": FIRE, **dict.fromkeys(FIRE, ["features.4.squeeze_activation"]),
-        "features.4.squeeze_activation": LOWER_FIRE, **dict.fromkeys(LOWER_FIRE, []),
+        "output": ["classifier.2"], "classifier.2": FIRE, **{key: ["features.4.squeeze_activation"] for key in FIRE},
+        "features.4.squeeze_activation": LOWER_FIRE, **{key: [] for key in LOWER_FIRE},
     },
     "squeeze over squeezes": {
-        "output": FIRE, **dict.fromkeys(FIRE, ["features.4.squeeze_activation"]),
+        "output": FIRE, **{key: ["features.4.squeeze_activation"] for key in FIRE},
         "features.4.squeeze_activation": ["features.3.squeeze_activation"], "features.3.squeeze_activation": [],
     },
     "resnet": {
@@ -568,7 +569,7 @@ def test_paths_go_on_to_the_first_lower_level():
     follow = next_layers(frozen.top, frozen.levels(frozen.layers), frozen.below(frozen.layers))
     names = {layer.name: [lower.name for lower in some] for layer, some in follow.items()}
     expected = dict(BRANCHES["squeeze"])
-    expected |= dict.fromkeys(LOWER_FIRE, ["features.3.squeeze_activation"])
+    expected |= {key: ["features.3.squeeze_activation"] for key in LOWER_FIRE}
     expected |= {"features.3.squeeze_activation": ["features.1"], "features.1": []}
     assert names == expected
 

@@ -200,12 +200,13 @@ class _Draw:
         self._draw(torch.arange(self.n), [head[b] for head in passes.heads.values()], passes.lower[top])
         for layer in reversed(passes.order):
             here = torch.tensor([i for i, at in enumerate(self.at) if at is layer], dtype=torch.long)
-            for unit in torch.unique(self.units[here]).split(self._chunk(layer)) if passes.lower[layer] else ():
-                found = rows(passes.frozen, layer, unit, passes.lower[layer])
-                for k, u in enumerate(unit.tolist()):
-                    self._draw(here[self.units[here] == u], [row[k, b] for row in found], passes.lower[layer])
-            if not passes.lower[layer]:
-                self.signs[here] *= layer.output[b].flatten().cpu().double().sign()[self.units[here]]
+            units, lower = self.units[here], passes.lower[layer]
+            for some in torch.unique(units).split(self._chunk(layer)) if lower else ():
+                found = rows(passes.frozen, layer, some, lower)
+                for k, unit in enumerate(some.tolist()):
+                    self._draw(here[units == unit], [row[k, b] for row in found], lower)
+            if not lower:
+                self.signs[here] *= layer.output[b].flatten().cpu().double().sign()[units]
         paths = tuple(Path(tuple(reversed(steps)), None, label) for steps in self.steps)
         return paths, self.signs
 
