@@ -98,6 +98,8 @@ def assert_mass(mass, b, listed, shapes):
     assert float(mass.count_log10[b]) == pytest.approx(math.log10(active) if active else -math.inf, abs=1e-9)
     for half, own in ((mass.positive, value.clip(min=0)), (mass.negative, value.clip(max=0))):
         assert float(half[b]) == pytest.approx(own.sum(), rel=RELATIVE, abs=RELATIVE * size)
+    assert float(mass.total[b]) == pytest.approx(value.sum(), rel=RELATIVE, abs=RELATIVE * size)
+    assert float(mass.mass[b]) == pytest.approx(size, rel=RELATIVE)
     assert set(mass.units) == set(listed.units)
     for name, units in listed.units.items():
         for half, own in zip(mass.units[name], (value.clip(min=0), value.clip(max=0)), strict=True):

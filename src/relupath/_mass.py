@@ -53,6 +53,7 @@ class PathMass:
             none.
         positive: the sum of the positive values, (B,).
         negative: the sum of the negative values, (B,).
+        total: the sum of all values, to more digits than the two, which may be far larger, hold, (B,).
         units: for each layer, by name, the same two sums over the paths through each neuron, (B, *shape) each.
         labels: the target of each sample.
     """
@@ -60,6 +61,7 @@ class PathMass:
     count_log10: Float[Tensor, " B"]
     positive: Float[Tensor, " B"]
     negative: Float[Tensor, " B"]
+    total: Float[Tensor, " B"]
     units: Mapping[str, tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]] = field(repr=False)
     labels: tuple[str, ...]
     _passes: _Passes = field(repr=False)
@@ -180,7 +182,7 @@ class _Passes:
             whole, part = whole + (head.abs() * self.sizes[layer]).sum(1), part + (head * self.signed[layer]).sum(1)
         ways = [(_active(head) * self.counts[layer]).sum(1, keepdim=True) for layer, head in self.heads.items()]
         count, log = _together(ways, [self.logs[layer] for layer in self.heads]) if ways else (zero[:, None], zero)
-        return PathMass(count[:, 0].log10() + log, *_halves(whole, part), units, self.labels, self)
+        return PathMass(count[:, 0].log10() + log, *_halves(whole, part), part, units, self.labels, self)
 
 
 class _Draw:
