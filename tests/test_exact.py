@@ -176,7 +176,7 @@ def random_chain(seed):
     def pick(*choices):
         return choices[random.integers(len(choices))]
 
-    size, planes, parts = 6, 2, []
+    size, planes, parts = 5, 2, []
     for depth in range(int(random.integers(2, 4))):
         groups, kernel = pick(1, 1, 2), pick(1, 2, 3)
         before = pick(None, None, nn.MaxPool2d(2), nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(2)) if depth else None
@@ -229,7 +229,7 @@ def listed_chain(model, x, c):
 def test_chains_of_convolutions(tens, monkeypatch):
     forms = set()
     for seed in range(10 * tens, 10 * tens + 10):
-        model, x = random_chain(seed), example((2, 6, 6), seed, 2)
+        model, x = random_chain(seed), example((2, 5, 5), seed, 2)
         frozen, k = freeze(model, x), 1 + seed % 5
         found, mass = find_paths(frozen, 1, Exact(k)), path_mass(frozen, 1)
         for b in range(2):
@@ -386,7 +386,7 @@ def test_a_segment_in_any_form_is_its_rows(case):
 
 def test_rows_are_jacobians():
     """Row by row, against autograd on the model itself."""
-    model, x = random_chain(3), example((2, 6, 6), 3, 2)
+    model, x = random_chain(3), example((2, 5, 5), 3, 2)
     frozen = freeze(model, x)
     lower, upper = frozen.layers[:2]
     (rows,) = segments.rows(frozen, upper, torch.arange(upper.output[0].numel()), [lower])
@@ -560,10 +560,10 @@ def test_what_cannot_be_drawn_is_refused():
 
 
 def test_the_number_of_paths_may_exceed_every_number_format():
-    parts = [part for _ in range(210) for part in (nn.Linear(40, 40), nn.LeakyReLU(0.9))]
-    model = randomise(nn.Sequential(*parts, nn.Linear(40, 2)), 0)
-    mass = path_mass(freeze(model, example((40,), 0, 1)), 0)
-    assert float(mass.count_log10) == pytest.approx(210 * math.log10(40), rel=1e-6)
+    parts = [part for _ in range(125) for part in (nn.Linear(300, 300), nn.LeakyReLU(0.9))]
+    model = randomise(nn.Sequential(*parts, nn.Linear(300, 2)), 0)
+    mass = path_mass(freeze(model, example((300,), 0, 1)), 0)
+    assert float(mass.count_log10) == pytest.approx(125 * math.log10(300), rel=1e-6)
 
 
 def test_paths_go_on_to_the_first_lower_level():
