@@ -328,6 +328,12 @@ SEGMENTS = {
         {"a": nn.Linear(72, 5), "b": nn.Linear(10, 6)}),
     "overlapping pooling without a convolution": (
         Factored, lambda m, x: (F.max_pool2d(m.a(x).relu(), 3, 1) - 0.1).relu().flatten(1), {"a": nn.Conv2d(2, 3, 2)}),
+    "batch norm above": (
+        Factored, lambda m, x: F.leaky_relu(m.n(m.b(m.a(x).relu())), 0.1).flatten(1),
+        {"a": nn.Conv2d(2, 3, 3), "b": nn.Conv2d(3, 6, 2), "n": nn.BatchNorm2d(6)}),
+    "a linear map times a number": (
+        Rows, lambda m, x: torch.addmm(m.b.bias, m.a(x.flatten(1)).relu(), m.b.weight.t(), alpha=2).relu(),
+        {"a": nn.Linear(72, 5), "b": nn.Linear(5, 6)}),
     "three axes": (
         Rows, lambda m, x: m.b(m.a(x[:, None]).relu()).relu().flatten(1),
         {"a": nn.Conv3d(1, 2, (1, 3, 3), stride=2), "b": nn.Conv3d(2, 3, (1, 2, 2))}),
@@ -531,6 +537,18 @@ def test_paths_are_drawn_in_proportion_to_their_size():
             assert abs(estimate - listed.value[units == u].sum()) <= 4 * error
             seen += error > 0
     assert seen > 10
+
+
+def test_signs_of_paths_drawn_count_the_lowest_neuron():
+    """A leaky unit below zero has a negative value."""
+    model, x = layered(4, (3, 4, 4, 2), style="leaky"), example((3,), 4, 1)
+    frozen = freeze(model, x)
+    listed = listed_layered(model, x[0], [1.0, 0.0], [1, 2])
+    drawn = path_mass(frozen, 0).sample(200, torch.Generator().manual_seed(0))
+    values = [listed.value_of(path, shapes_of(frozen)) for path in drawn.paths]
+    assert np.sign(values).tolist() == drawn.signs.tolist()
+    assert set(drawn.signs.tolist()) == {-1.0, 1.0}
+    assert float(frozen.layers[0].output.min()) < 0
 
 
 def steps_of(path):
