@@ -86,7 +86,7 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
         raise PathError(f"{len(paths)} paths for {frozen.batch} samples: give one path, or one a sample")
     layers = [tuple(step.layers for step in p.steps) for p in paths]
     if len(set(layers)) == 1:
-        ends, value = _descend(frozen, functional.gradient, paths)
+        ends, value = descend(frozen, functional.gradient, paths)
         value = functional.value if not paths[0] else value
         return model_from(frozen, frozen.to_inputs(ends), value, functional.labels)
     ends, value = {}, torch.zeros_like(functional.value)
@@ -94,7 +94,7 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
         rows = torch.tensor([own == some for own in layers], device=value.device)
         like = paths[layers.index(some)]
         gradient = torch.where(rows.view(-1, *[1] * (functional.gradient.ndim - 1)), functional.gradient, 0)
-        part, partial = _descend(
+        part, partial = descend(
             frozen, gradient, [p if t == some else like for p, t in zip(paths, layers, strict=True)]
         )
         value = value + torch.where(rows, partial if some else functional.value, 0)
@@ -112,7 +112,7 @@ def model_from(
     return PathModel(weights if len(weights) > 1 else weights[0], bias, value, labels)
 
 
-def _descend(frozen: Frozen, gradient: Tensor, paths: Sequence[Path]) -> tuple[dict[Layer, Tensor], Tensor]:
+def descend(frozen: Frozen, gradient: Tensor, paths: Sequence[Path]) -> tuple[dict[Layer, Tensor], Tensor]:
     """The masked cotangents at the lowest step of paths over the same layers, and each path's value."""
     above: tuple[Layer, ...] = (frozen.top,)
     cotangents = [gradient]

@@ -99,7 +99,15 @@ class Probe:
             IncompleteError: one does not do what its rule says.
             ModelError: the model was changed since.
         """
-        self._again(self.record, StepRecorder(self.paths, self.choices))
+        self.rerun(StepRecorder(self.paths, self.choices))
+
+    def rerun(self, recorder: Recorder) -> Layer:
+        """Run the model under another recorder; gives the explained output.
+
+        Raises:
+            ModelError: the model was changed since.
+        """
+        return self._again(self.record, recorder)
 
     def rerun(self, recorder: Recorder) -> Layer:
         """Run the model under another recorder; gives the explained output.

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Inexact
@@ -15,6 +15,8 @@ from torch.autograd.graph import GradientEdge
 
 from ._calls import version_of
 from .errors import ModelError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +50,23 @@ def tallied(sources: Sequence[Source]) -> Iterator[dict[Source, Tensor]]:
     Raises:
         ModelError: something has written to a constant.
     """
+    with reduced(sources, _sum_of_product) as tally:
+        yield tally
+
+
+@contextmanager
+def reduced(sources: Sequence[Source], reduce: Callable[[Tensor, Tensor], T]) -> Iterator[dict[Source, T]]:
+    """Collect what ``reduce`` makes of (df/ds, s) for every source s that a product running inside passes.
+
+    The graph is shared by every product of a frozen network: run no other one meanwhile.
+
+    Raises:
+        ModelError: something has written to a constant.
+    """
     for source in sources:
         if version_of(source.constant) != source.version:
             raise ModelError(f"the constant {source.name!r} was changed since the network was frozen: freeze again")
-    tally: dict[Source, Tensor] = {}
+    tally: dict[Source, T] = {}
     by_node = defaultdict(list)
     for source in sources:
         by_node[source.edge.node].append(source)
@@ -61,7 +76,7 @@ def tallied(sources: Sequence[Source]) -> Iterator[dict[Source, Tensor]]:
             for source in here:
                 gradient = gradients[source.edge.output_nr]
                 if gradient is not None:
-                    tally[source] = _sum_of_product(gradient.detach(), source.constant)
+                    tally[source] = reduce(gradient.detach(), source.constant)
 
         return note
 
