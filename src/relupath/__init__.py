@@ -10,8 +10,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import creatures, draw, images, models, runs
+    from . import creatures, draw, images, models, reach, runs
     from ._ablate import ablate, plausible
+    from ._bias import bias_sources
     from ._decompose import Node, decompose
     from ._freeze import freeze
     from ._frozen import Frozen
@@ -21,17 +22,18 @@ if TYPE_CHECKING:
     from ._partitions import Partition, channels, heads, labels, locations, neurons
     from ._paths import Path, Step
     from ._search import Beam, BestFirst, Exact, Greedy, Mass, Selective, find_paths
-    from ._targets import Target, contrast, logit
+    from ._targets import contrast, logit
 
 _HOME = {
-    "Beam": "_search", "BestFirst": "_search", "Exact": "_search", "Frozen": "_frozen", "Greedy": "_search", "Mass": "_search",
-    "Node": "_decompose", "Partition": "_partitions", "Path": "_paths", "PathModel": "_linear", "Selective": "_search",
-    "Step": "_paths", "Target": "_targets", "ablate": "_ablate", "channels": "_partitions", "contrast": "_targets",
-    "decompose": "_decompose", "find_paths": "_search", "freeze": "_freeze", "freezes": "_own",
-    "heads": "_partitions", "labels": "_partitions", "linear_model": "_linear", "locations": "_partitions",
-    "logit": "_targets", "neurons": "_partitions", "path_mass": "_mass", "plausible": "_ablate",
+    "Beam": "_search", "BestFirst": "_search", "Exact": "_search", "Frozen": "_frozen", "Greedy": "_search",
+    "Mass": "_search", "Node": "_decompose", "Partition": "_partitions", "Path": "_paths", "PathModel": "_linear",
+    "Selective": "_search", "Step": "_paths", "ablate": "_ablate", "bias_sources": "_bias", "channels": "_partitions",
+    "contrast": "_targets", "decompose": "_decompose", "find_paths": "_search", "freeze": "_freeze",
+    "freezes": "_own", "heads": "_partitions", "labels": "_partitions", "linear_model": "_linear",
+    "locations": "_partitions", "logit": "_targets", "neurons": "_partitions", "path_mass": "_mass",
+    "plausible": "_ablate",
 }  # fmt: skip
-_MODULES = ("creatures", "draw", "errors", "images", "models", "runs")
+_MODULES = ("creatures", "draw", "errors", "images", "models", "reach", "runs")
 
 __version__ = version("relupath")
 __all__ = sorted([*_HOME, *_MODULES])

@@ -259,10 +259,10 @@ def _error(found: Sequence[Sums | None], model: PathModel) -> float:
 
 def _zero(frozen: Frozen, source: Source) -> Sums:
     """The sums of a constant that does not lead to the target."""
-    shape = source.edge.node._input_metadata[source.edge.output_nr].shape  # type: ignore[attr-defined]
+    shape = source.edge.node._input_metadata[source.edge.output_nr].shape
     gradient = frozen.output.new_zeros(()).expand(shape)
-    sums = _sums(gradient, source.constant, frozen.batch, samples=len(gradient) == frozen.batch)
-    return Sums(*(None if t is None else t.expand(frozen.batch, *t.shape[1:]) for t in sums))
+    units = _sums(gradient, source.constant, frozen.batch, samples=len(gradient) == frozen.batch).units
+    return Sums(frozen.output.new_zeros(frozen.batch), units.expand(frozen.batch, -1), None)
 
 
 def _terms(frozen: Frozen, found: Sequence[Sums | None], layers: Sequence[str]) -> tuple[Term, ...]:
