@@ -87,6 +87,7 @@ class BiasSources:
         """The term of each channel of a constant, or of the constants that enter below a layer.
 
         The channels stand along the one axis on which the constant differs, otherwise along the axis after the batch.
+        Where a layer and a constant bear one name, such as ``:relu6``, the layer is meant; see ``terms`` for the other.
 
         Raises:
             UnknownLayerError: there is no such layer or constant, none enters there, or they differ in channels.
@@ -97,6 +98,7 @@ class BiasSources:
                 f"no constant is named {name!r} or enters below a layer of that name; there are "
                 f"{', '.join(repr(term.name) for term in self.terms[:3]) or 'none'}{', ...' * (len(self.terms) > 3)}"
             )
+        found = [term for term in found if term.units.any()] or found[-1:]  # a padding with zeros adds nothing
         if len({term.units.shape for term in found}) > 1:
             counts = ", ".join(f"{term.name!r} ({term.units.shape[1]})" for term in found)
             raise UnknownLayerError(f"the constants below {name!r} differ in channels: name one of {counts}")
