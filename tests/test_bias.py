@@ -61,6 +61,7 @@ def test_every_view_of_a_path_adds_up_to_its_bias(name, partition, dtype):
         found = bias_sources(frozen, weighted, path)
         assert_adds_up(found, frozen, weighted, path)
         lowest = names.index(path.steps[0].layer)
+        assert found.by_unit(found.terms[-1].name).shape[0] == 2
         above = [value for layer, value in found.by_layer().items() if layer not in names[: lowest + 1]]
         assert all((value == 0).all() for value in above), "constants above the lowest layer are none of the path's"
 
@@ -133,6 +134,15 @@ def test_a_constant_that_is_added_twice_has_two_terms():
     assert_adds_up(found, frozen, weighted)
     first, second = found.by_source().values()
     assert (first != second).any()
+
+
+def test_a_constant_above_a_path_keeps_its_units():
+    frozen = freeze(build("vgg"), inputs("vgg"))
+    found = bias_sources(frozen, 0, Path.of([("features.3", (1, None, None))]))
+    assert found.by_unit("classifier.3.bias").shape == (2, 4)
+    assert found.by_unit("features.6").shape == (2, 5)
+    assert not found.by_unit("features.6").any()
+    assert found.by_unit("features.1").any()
 
 
 # --- places ---

@@ -188,6 +188,46 @@ def test_explains_a_real_photo_with_a_real_network(place):
     assert data["completeness_error"] < 1e-4
 
 
+# --- biases ---
+
+
+def test_bias_says_which_layers_decide_and_draws_a_second_figure(place):
+    arguments = ["photo.png", "--model", "mine.py:net", "--dtype", "float64", "--json", "n.json", "-o", "f.png"]
+    result = run(*arguments, "--bias", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert (place / "f.bias.png").read_bytes().startswith(b"\x89PNG")
+    assert "wrote f.bias.png" in result.stdout
+    data = json.loads((place / "n.json").read_text())
+    table = result.stdout[result.stdout.index("biases below") :].splitlines()
+    names = [line.split()[0] for line in table[1:7]]
+    assert names == ["W", "1", "4", "output", "all", "logit"]
+    for column, row in enumerate(data["rows"]):
+        layers = row["bias"]["layers"]
+        assert list(layers) == ["1", "4", "output"]
+        assert sum(layers.values()) == pytest.approx(row["whole"]["bias"], rel=1e-9, abs=1e-12)
+        printed = [float(line.split()[-3:][column]) for line in table[1:7]]
+        expected = [row["whole"]["weight_part"], *layers.values(), row["whole"]["bias"], row["whole"]["value"]]
+        assert printed == pytest.approx(expected, abs=1e-3)
+    target, other, contrast = (row["bias"]["layers"] for row in data["rows"])
+    for name, part in contrast.items():
+        assert part == pytest.approx(target[name] - other[name], abs=1e-12)
+
+
+def test_without_bias_there_is_one_figure_and_no_table(place):
+    result = run("photo.png", "--model", "mine.py:net", "-o", "f.svg", "--quiet")
+    assert result.exit_code == 0
+    assert "biases below" not in result.stdout
+    assert not (place / "f.bias.svg").exists()
+
+
+def test_a_bias_figure_that_cannot_be_written_is_refused_at_once(place):
+    (place / "f.bias.png").mkdir()
+    result = run("photo.png", "--model", "mine.py:net", "--bias", "-o", "f.png")
+    assert result.exit_code == 1
+    assert "f.bias.png cannot be written" in result.output
+    assert not (place / "f.png").exists()
+
+
 # --- layers ---
 
 

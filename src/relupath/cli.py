@@ -71,6 +71,7 @@ def loading(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--depth", type=click.IntRange(min=1), help="Use only so many layers from the top.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
 @click.option("--bare", is_flag=True, help="Leave the photo out of the figure: maps and numbers only.")
+@click.option("--bias", is_flag=True, help="Also say which layers' biases decide; draws a second figure, *.bias.*")
 @loading
 def explain(photo: Path | None, output: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
     """Say why the network decided as it did on PHOTO, and what speaks for the next best class.
@@ -78,8 +79,10 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
     Without PHOTO the embedded demo explains a scene that it draws itself.
     """
     output = output or Path(f"{photo.stem if photo else 'scene'}.explained.png")
+    figures = (output, output.with_stem(f"{output.stem}.bias"))[: 1 + options["bias"]]
     with _spoken():
-        files.writable(output, (".png", ".pdf", ".svg"))
+        for figure in figures:
+            files.writable(figure, (".png", ".pdf", ".svg"))
         if photo is None and options["model"] != "creatures":
             raise UsageError(f"give a PHOTO for {options['model']}: only the model creatures draws its own scenes")
         with _progress(quiet) as progress, _json(json_path) as write:
@@ -89,8 +92,12 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
             progress("drawing")
             write(explanation.to_dict())
             relupath.draw.save(explanation, output, bare=options["bare"])
+            if options["bias"]:
+                relupath.draw.save_bias(explanation, figures[1], bare=options["bare"])
     click.echo(_report(explanation))
-    for written in filter(None, (output, json_path)):
+    if options["bias"]:
+        click.echo(_biases(explanation))
+    for written in filter(None, (*figures, json_path)):
         click.echo(f"wrote {written}")
 
 
@@ -194,6 +201,19 @@ def _report(explanation: Explanation) -> str:
         "",
         f"completeness: W x + bias equals the output to {explanation.error:.0e} (bias summed over its sources)",
     ]
+    return "\n".join(lines)
+
+
+def _biases(explanation: Explanation) -> str:
+    """What the constants below each layer add to the logits of both classes and to their difference, as text."""
+    rows = explanation.rows
+    width = max(map(len, ["biases below", *rows[0].origin.layers]))
+    heads = (*(_cut(row.title, 16) for row in rows[:2]), "difference")
+    lines = ["", f"{'biases below':<{width}}" + "".join(f"{head:>18}" for head in heads)]
+    parts = [("W x (pixels)", [row.whole.weight_part for row in rows])]
+    parts += [(name, [row.origin.layers[name] for row in rows]) for name in rows[0].origin.layers]
+    parts += [("all biases", [row.whole.bias for row in rows]), ("logit", [row.whole.value for row in rows])]
+    lines += [f"{name:<{width}}" + "".join(f"{_number(n):>18}" for n in numbers) for name, numbers in parts]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""One figure of an explanation: the picture, the whole model's map, thin and deep paths, for every target."""
+"""Figures of an explanation: maps of the whole model and its paths, where the bias lies, linear models elsewhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from .elsewhere import Elsewhere
 from .errors import MissingExtraError
 from .files import replacing, writable
 from .runs import Explanation, Part, Row
@@ -18,6 +19,7 @@ from .runs import Explanation, Part, Row
 ENDINGS = (".png", ".pdf", ".svg")
 CLIP = 99.5
 STRENGTH = 0.6
+TILES = 16
 INK, FAINT = "#222222", "#767676"
 MINUS = "\N{MINUS SIGN}"
 SIDE, GAP, MARGIN, HEADER, ROW, FOOTER = 2.35, 0.3, 0.25, 1.15, 3.4, 0.35  # inches
@@ -76,9 +78,141 @@ def save(
     """
     path = Path(path)
     writable(path, ENDINGS)
-    fig = figure(explanation, columns, colours, bare)
+    write(figure(explanation, columns, colours, bare), path)
+
+
+def bias_figure(explanation: Explanation, colours: str = "RdBu_r", bare: bool = False) -> Any:
+    """Draw what the pixels and what the biases add, side by side on one scale, and their sum; a row for each target.
+
+    Maps are summed over tiles, in which the noise of single pixels cancels; the last column shows the biases again on a
+    scale of their own. Where a bias lies is a convention (see ``BiasSources.by_location``), its sum is exact.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+
+    Source: figure 1 of the paper, upper half.
+    """
+    rows, tall = explanation.rows, SIDE + 0.75
+    width, height = MARGIN + (SIDE + GAP) * 5, HEADER + tall * len(rows)
+    fig = _matplotlib("figure").Figure(figsize=(width, height), facecolor="white")
+    fig.text(MARGIN / width, 1 - 0.32 / height, "Pixels or biases?", fontsize=17, color=INK, va="center")
+
+    def cell(row: int, column: int, size: float = SIDE) -> Any:
+        left, bottom = MARGIN + (SIDE + GAP) * column, height - HEADER - tall * row - SIDE
+        return fig.add_axes((left / width, bottom / height, size / width, size / height))
+
+    maps = [(_tiled(row.whole.contribution), _tiled(row.origin.map)) for row in rows]
+    shared, own = _scale([m for pair in maps for m in pair]), _scale([bias for _, bias in maps])
+    for r, (row, (weights, bias)) in enumerate(zip(rows, maps, strict=True)):
+        _bias_words(cell(r, 0), row)
+        whole = row.whole
+        panels = (
+            ("W × x: the pixels", weights, whole.weight_part, shared),
+            ("b: the biases", bias, whole.bias, shared),
+            ("their sum", weights + bias, whole.value, shared),
+            ("b again, on a scale of its own", bias, whole.bias, own),
+        )
+        for column, (title, tiles, number, scale) in enumerate(panels, start=1):
+            axes = cell(r, column)
+            _frame(axes)
+            axes.imshow(tiles, cmap=colours, vmin=-scale, vmax=scale, interpolation="nearest")
+            axes.set_title(title, fontsize=8.5, color=INK)
+            axes.set_xlabel(f"{_short(number)}   (scale {_short(scale)})", fontsize=9, color=INK, labelpad=4)
+    if not bare:
+        _photo(cell(0, 0, 0.5 * SIDE), explanation)
+    note = f"A map is summed over {maps[0][0].shape[0]} x {maps[0][0].shape[1]} tiles; red speaks for, blue against. "
+    note += f"A scale is the {CLIP:g}th percentile of the |values|."
+    fig.text(MARGIN / width, 1 - 0.62 / height, note, fontsize=8, color=FAINT, va="center")
+    return fig
+
+
+def elsewhere_figure(found: Elsewhere, colours: str = "RdBu_r") -> Any:
+    """Draw what the linear model of each picture (a row) gives for every picture (a column), beside the network itself.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+
+    Source: figure 1 of the paper, lower half.
+    """
+    panels = [("the network itself", found.logits), *zip(found.titles, found.values, strict=True)]
+    count, scale = len(found.pictures), max(float(np.abs(values).max()) for _, values in panels) or 1.0
+    side, left, bottom = max(2.4, 0.45 * count), 1.7, 1.35
+    width, height = left + (side + GAP) * len(panels), bottom + side + 0.55
+    fig = _matplotlib("figure").Figure(figsize=(width, height), facecolor="white")
+    names = [_cut(PurePath(name).stem, 16) for name in found.pictures]
+    for p, (title, values) in enumerate(panels):
+        at = left + (side + GAP) * p
+        axes = fig.add_axes((at / width, bottom / height, side / width, side / height))
+        _frame(axes)
+        _matrix(axes, values, scale, colours)
+        axes.set_title(_cut(title, int(14 * side)), fontsize=8.5, color=INK)
+        axes.set_xticks(range(count), labels=names, rotation=60, ha="right", fontsize=7, color=FAINT)
+        if p == 0:
+            rows = [f"{name}\n{_cut(target, 18)}" for name, target in zip(names, found.targets, strict=True)]
+            axes.set_yticks(range(count), labels=rows, fontsize=7, color=FAINT)
+    note = f"{_cut(found.model, 40)}. Row: frozen at that picture, for that class. Column: applied to that picture. "
+    note += f"Scale ±{_short(scale)}."
+    fig.text(MARGIN / width, 0.15 / height, note, fontsize=7, color=FAINT)
+    return fig
+
+
+def save_bias(explanation: Explanation, path: str | Path, colours: str = "RdBu_r", bare: bool = False) -> None:
+    """Draw ``bias_figure`` into a PNG, PDF or SVG file, whole or not at all.
+
+    Raises:
+        UsageError: another ending, or a folder that is not there.
+        InputError: the file cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    path = Path(path)
+    writable(path, ENDINGS)
+    write(bias_figure(explanation, colours, bare), path)
+
+
+def write(fig: Any, path: Path) -> None:
+    """Write a figure to a PNG, PDF or SVG file, whole or not at all."""
     with replacing(path) as draft:
         fig.savefig(draft, format=path.suffix[1:].lower(), dpi=150)
+
+
+def _bias_words(axes: Any, row: Row) -> None:
+    """The layers whose biases add most to a target, either way."""
+    axes.set_axis_off()
+    axes.text(0, 1.1, row.role.upper(), fontsize=7, color=FAINT, transform=axes.transAxes)
+    axes.text(0, 1.02, _cut(row.title, 34), fontsize=9.5, color=INK, transform=axes.transAxes)
+    largest = sorted(row.origin.layers.items(), key=lambda item: -abs(item[1]))[:5]
+    words = ["Largest biases below a layer", *(f"{_short(value)}  {_cut(name, 30)}" for name, value in largest)]
+    axes.text(0, 0.96, "\n".join(words), fontsize=7.5, va="top", color=INK, linespacing=1.4, transform=axes.transAxes)
+
+
+def _tiled(values: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "h w"]:
+    """A map summed over at most 16 x 16 tiles, whose sizes differ by a pixel at most."""
+    for axis in (0, 1):
+        size = values.shape[axis]
+        values = np.add.reduceat(values, np.arange(min(size, TILES)) * size // min(size, TILES), axis=axis)
+    return values
+
+
+def _matrix(axes: Any, values: Float[np.ndarray, "n n"], scale: float, colours: str) -> None:
+    """Numbers in cells, coloured on a symmetric scale."""
+    axes.tick_params(length=0)
+    axes.imshow(values, cmap=colours, vmin=-scale, vmax=scale)
+    for (i, j), value in np.ndenumerate(values):
+        ink = "white" if abs(value) > 0.6 * scale else INK
+        axes.text(j, i, _short(value), ha="center", va="center", fontsize=6.5, color=ink)
+
+
+def _frame(axes: Any) -> None:
+    """A frame without ticks."""
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_color("#dddddd")
 
 
 def _depths(deepest: int, columns: int) -> list[int]:
@@ -133,9 +267,7 @@ def _bar(axes: Any, colours: str) -> None:
 
 def _cell(axes: Any, explanation: Explanation, row: Row, depth: int, shared: float, colours: str) -> None:
     """The map of a row's path at one depth (0: the whole network) over the paled picture, with its numbers."""
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_color("#dddddd")
+    _frame(axes)
     if depth > len(row.parts):
         axes.text(
             0.5, 0.5, f"The path ended:\n{row.stopped}", ha="center", va="center", fontsize=7, color=FAINT, wrap=True

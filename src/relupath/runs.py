@@ -14,6 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ._bias import bias_sources
 from ._freeze import freeze
 from ._frozen import Frozen
 from ._linear import PathModel, linear_model
@@ -24,6 +25,7 @@ from ._units import Layer
 from .errors import ModelError, RelupathError, TargetError, UsageError
 from .images import Picture
 from .models import Classifier
+from .origins import Origin, origins
 
 FORMAT = "relupath.explanation/1"
 LAYERS_FORMAT = "relupath.layers/1"
@@ -72,6 +74,7 @@ class Row:
         parts: the path cut after 1, 2, ... layers from the top.
         end: the input element where the path ends, with its weight times value; None if it ends before.
         stopped: why the search ended.
+        origin: where the bias of the whole network comes from.
     """
 
     role: str
@@ -80,6 +83,7 @@ class Row:
     parts: tuple[Part, ...]
     end: tuple[str, float] | None
     stopped: str
+    origin: Origin
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +122,8 @@ class Explanation:
         def row(r: Row) -> dict[str, Any]:
             end = {"element": r.end[0], "value": r.end[1]} if r.end else None
             words = {"role": r.role, "title": r.title, "stopped": r.stopped}
-            return {**words, "whole": part(r.whole), "parts": [part(p) for p in r.parts], "input": end}
+            parts = {"whole": part(r.whole), "parts": [part(p) for p in r.parts], "input": end}
+            return {**words, **parts, "bias": r.origin.to_dict()}
 
         return {
             "format": FORMAT,
@@ -194,7 +199,7 @@ def layers(
         RelupathError: any of the library's errors, each in one sentence.
     """
     progress("recording the forward pass")
-    frozen = _freeze(classifier, classifier.prepare(picture.image), 1)
+    frozen = record(classifier, classifier.prepare(picture.image), 1)
     _, score, _ = _classes(classifier, frozen.output[0], target, None)
     progress("summing the constants")
     terms = frozen.bias_terms(score.index)
@@ -243,7 +248,7 @@ def explain(
     """
     x = classifier.prepare(picture.image)
     progress("recording the forward pass")
-    frozen = _freeze(classifier, x, 3)
+    frozen = record(classifier, x, 3)
     best, target_score, plausible = _classes(classifier, frozen.output[0], target, against)
     t, p = target_score.index, plausible.index
     rows = contrast([t, p, t], [None, None, p])
@@ -255,6 +260,8 @@ def explain(
         chosen = [layer for level in levels[:depth] for layer in level]
     progress("checking completeness")
     error = float(frozen.check(rows).error.max())
+    progress("summing the constants")
+    biases = origins(bias_sources(frozen, rows))
     progress("searching paths")
     found = find_paths(frozen, rows, Greedy(), layers=chosen)
     deepest = max(len(path) for path in found.paths)
@@ -272,7 +279,7 @@ def explain(
         target=target_score,
         plausible=plausible,
         rows=tuple(
-            _row(b, role, title, frozen, found, models)
+            _row(b, role, title, frozen, found, models, biases[b])
             for b, (role, title) in enumerate(zip(roles, titles, strict=True))
         ),
         error=error,
@@ -280,7 +287,9 @@ def explain(
     )
 
 
-def _row(b: int, role: str, title: str, frozen: Frozen, found: Found, models: Sequence[PathModel]) -> Row:
+def _row(
+    b: int, role: str, title: str, frozen: Frozen, found: Found, models: Sequence[PathModel], origin: Origin
+) -> Row:
     path = found.paths[b]
     importance = list(found.importance[b].values())
     x = frozen.inputs[0].output[b]
@@ -300,10 +309,10 @@ def _row(b: int, role: str, title: str, frozen: Frozen, found: Found, models: Se
         place = tuple(i for i in element if i is not None)
         end = f"x[{','.join(map(str, place))}]", float(weight[b][place] * x[place])
     parts = tuple(part(count) for count in range(1, len(path) + 1))
-    return Row(role, title, part(0), parts, end, found.stopped[b])
+    return Row(role, title, part(0), parts, end, found.stopped[b], origin)
 
 
-def _freeze(classifier: Classifier, x: Tensor, copies: int) -> Frozen:
+def record(classifier: Classifier, x: Tensor, copies: int) -> Frozen:
     """One recorded forward pass of some copies of the input."""
     try:
         return freeze(classifier.model, x.expand(copies, *x.shape), carry=classifier.carry)
@@ -330,16 +339,16 @@ def _classes(
     def score(c: int) -> Score:
         return Score(c, classifier.class_name(c), float(logits[c]), float(probabilities[c]))
 
-    target = order[0] if wanted is None else _class_index(classifier, wanted, len(logits))
+    target = order[0] if wanted is None else class_index(classifier, wanted, len(logits))
     plausible = next(c for c in order if c != target)
     if against is not None:
-        plausible = _class_index(classifier, against, len(logits))
+        plausible = class_index(classifier, against, len(logits))
     if plausible == target:
         raise UsageError(f"{classifier.class_name(target)} cannot be compared with itself: name another class")
     return tuple(score(c) for c in order[:5]), score(target), score(plausible)
 
 
-def _class_index(classifier: Classifier, wanted: str | int, count: int) -> int:
+def class_index(classifier: Classifier, wanted: str | int, count: int) -> int:
     """The index of a class given by number or name."""
     text = str(wanted)
     if text.lstrip("-").isdecimal():

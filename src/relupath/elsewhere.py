@@ -1,0 +1,87 @@
+"""What the linear model that a network is at one picture says about other pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from ._linear import linear_model
+from ._paths import Path
+from .errors import UsageError
+from .images import Picture
+from .models import Classifier
+from .runs import Progress, class_index, record
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """Linear models of n pictures, each applied to every picture.
+
+    Attributes:
+        model: the model's name.
+        pictures: the pictures' names.
+        targets: the class explained at each picture.
+        titles: ``whole network``, then each path in words.
+        values: ``values[p, i, j]`` is what the linear model of path p at picture i, for the target of i, gives for
+            picture j; on the diagonal of the first it is the logit.
+        logits: ``logits[i, j]`` is what the network itself gives at picture j for the target of i.
+    """
+
+    model: str
+    pictures: tuple[str, ...]
+    targets: tuple[str, ...]
+    titles: tuple[str, ...]
+    values: Float[np.ndarray, "paths n n"] = field(repr=False)
+    logits: Float[np.ndarray, "n n"] = field(repr=False)
+
+
+def elsewhere(
+    classifier: Classifier,
+    pictures: Sequence[Picture],
+    target: str | int | None = None,
+    paths: Sequence[Path] = (),
+    progress: Progress = lambda stage: None,
+) -> Elsewhere:
+    """Freeze the network at each picture, and apply every linear model to every picture.
+
+    ``f_i(x_j) = <W_i, x_j> + b_i`` is what the explanation of picture i would say of picture j.
+
+    Args:
+        classifier: the model.
+        pictures: at least one picture.
+        target: class index or name, for all pictures; None means the class predicted at each.
+        paths: paths whose linear models are applied too, beside that of the whole network.
+        progress: called before each stage with its name.
+
+    Raises:
+        UsageError: there is no picture, or the network takes them in different sizes.
+        RelupathError: any other of the library's errors, each in one sentence.
+
+    Source: figure 1 of the paper, the linear model of one input at others.
+    """
+    inputs = [classifier.prepare(picture.image) for picture in pictures]
+    if len({tuple(x.shape) for x in inputs}) != 1:
+        shapes = ", ".join(str(list(x.shape)) for x in inputs)
+        raise UsageError(f"give pictures that the network takes in one size; got {shapes or 'none'}")
+    values = np.empty((1 + len(paths), len(inputs), len(inputs)))
+    targets, outputs = [], []
+    for i, x in enumerate(inputs):
+        progress(f"linear models of picture {i + 1} of {len(inputs)}")
+        frozen = record(classifier, x, 1)
+        logits = frozen.output[0]
+        targets.append(int(logits.argmax()) if target is None else class_index(classifier, target, len(logits)))
+        outputs.append(logits.cpu().double().numpy())
+        for p, path in enumerate([None, *paths]):
+            model = linear_model(frozen, targets[-1], path)
+            values[p, i] = [float(model(other[None])) for other in inputs]
+    return Elsewhere(
+        classifier.name,
+        tuple(picture.name for picture in pictures),
+        tuple(classifier.class_name(c) for c in targets),
+        ("whole network", *map(str, paths)),
+        values,
+        np.stack(outputs).T[targets],
+    )
