@@ -115,7 +115,9 @@ def first_flip(frozen: Frozen, direction: Inputs) -> FirstFlip:
         t = min over units of -h / (dh/dx . d), of those greater than 0
 
     ReLU6, hardtanh and clamp have a kink at each bound; max pooling switches where another entry of a window overtakes
-    the largest. The model runs once more, to see the pre-activations.
+    the largest. The model runs once more, to see the pre-activations. Among millions of units the first one to flip is
+    one that all but stands on its kink, so in single precision round-off reaches into the first digits of t: freeze in
+    double precision where they count.
 
     Args:
         frozen: the recorded network.
