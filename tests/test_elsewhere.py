@@ -23,12 +23,12 @@ def to_tensor(image):
 @pytest.fixture
 def classifier():
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5)
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(294, 5)
     )
     return Classifier("net", randomise(model, 0), to_tensor, tuple("abcde"), dtype=torch.float64)
 
 
-def picture(seed, size=14):
+def picture(seed, size=20):
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return Picture(Image.fromarray(pixels), f"noise {seed}")
 
@@ -60,8 +60,8 @@ def test_every_entry_is_the_linear_model_of_one_picture_at_another(classifier, t
 
 
 def test_pictures_of_several_sizes_and_none_are_refused(classifier):
-    with pytest.raises(UsageError, match=r"in one size; got \[3, 14, 14\], \[3, 20, 20\]"):
-        elsewhere(classifier, [picture(0), picture(1, 20)])
+    with pytest.raises(UsageError, match=r"in one size; got \[3, 20, 20\], \[3, 14, 14\]"):
+        elsewhere(classifier, [picture(0), picture(1, 14)])
     with pytest.raises(UsageError, match="got none"):
         elsewhere(classifier, [])
 
