@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from asserts import assert_close, assert_untouched
 from cases import DTYPES
 from nets import Lambda, build, example, inputs, layered, mlp, randomise
-from relupath import agreement, agreement_along, first_flip, freeze
+from relupath import first_flip, freeze
 from relupath.errors import InputError, ModelError, UnsupportedOperation
 
 PIECEWISE = ("mlp", "vgg", "resnet", "squeeze", "dense")
