@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,27 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from asserts import assert_close, assert_complete, assert_same_model, assert_untouched, weights
 from nets import NETS, Block, Lambda, build, example, inputs, mlp, randomise
-from relupath import Frozen, Greedy, PathModel, channels, find_paths, freeze, linear_model, locations, neurons
-from relupath.errors import InputError, ModelError, TargetError
+from relupath import (
+    Frozen,
+    Greedy,
+    PathModel,
+    channels,
+    contrast,
+    find_paths,
+    freeze,
+    linear_model,
+    locations,
+    logit,
+    neurons,
+)
+from relupath.errors import (
+    InputError,
+    ModelError,
+    TargetError,
+    UnknownLayerError,
+    UnsupportedOperation,
+    UsageError,
+)
 
 
 @contextmanager
@@ -926,6 +946,51 @@ def test_a_recording_whose_bias_was_changed_says_so():
     for ask in (frozen.bias_terms, lambda target: linear_model(frozen, target), frozen.check):
         with pytest.raises(ModelError, match=r"the constant '2.bias' was changed since .* freeze again"):
             ask(0)
+
+
+# --- arguments that mean nothing ---
+
+NET = randomise(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), 0)
+X = example((5,), 1)
+FLOAT8 = Lambda(lambda m, x: m.fc(x).to(torch.float8_e4m3fn).double(), fc=nn.Linear(5, 3).double()).eval()
+MEANINGLESS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "a function for a model": (lambda: freeze(lambda x: x, X), ModelError, "must be an nn.Module"),
+    "another carry": (lambda: freeze(NET, X, carry="third"), UsageError, "carry must be 'first'"),
+    "a word for an output": (lambda: freeze(NET, X, output="logits"), UsageError, "output must be a function"),
+    "a number for layers": (lambda: freeze(NET, X, layers=5), UnknownLayerError, "as a list of names or modules"),
+    "a number for inputs": (lambda: freeze(NET, X, inputs=5), UnknownLayerError, "as a list of names or modules"),
+    "three for a layer": (lambda: freeze(NET, X, layers=[("1", 2, 3)]), UnknownLayerError, "a layer is a name"),
+    "a number for a layer": (lambda: freeze(NET, X, layers=[5]), UnknownLayerError, "a layer is a name"),
+    "a sparse input": (lambda: freeze(NET, X.to_sparse()), InputError, "must be a dense tensor"),
+    "eight bits": (lambda: freeze(FLOAT8, X), UnsupportedOperation, "nothing can be verified"),
+    "a word for a target": (lambda: linear_model(freeze(NET, X), "cat"), TargetError, "a class is an int"),
+    "a fraction for a target": (lambda: linear_model(freeze(NET, X), 1.0), TargetError, "a class is an int"),
+    "nothing to subtract": (lambda: contrast(0, None), TargetError, "a class is an int"),
+    "a word to subtract": (lambda: contrast(0, "a"), TargetError, "a class is an int"),
+    "a number for a place": (lambda: logit(0, where=5), TargetError, "where is one place"),
+}
+
+
+@pytest.fixture
+def unchecked():
+    """As users run it: no types are checked, which the other tests have checked."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("case", MEANINGLESS)
+@pytest.mark.usefixtures("unchecked")
+def test_an_argument_that_means_nothing_is_refused_in_words(case):
+    ask, error, words = MEANINGLESS[case]
+    with pytest.raises(error, match=words):
+        ask()
+
+
+@pytest.mark.parametrize("classes", [[0, 2], (0, 2)])
+def test_one_class_a_sample_may_be_a_list_or_a_tuple(classes):
+    frozen = freeze(NET, X)
+    assert_same_model(linear_model(frozen, classes), linear_model(frozen, logit(torch.tensor(classes))))
 
 
 # --- threads ---

@@ -20,7 +20,7 @@ from ._probe import Probe
 from ._record import Recorder
 from ._tested import TOLERANCE
 from ._units import Layer
-from .errors import InputError, ModelError, RelupathError, UnknownLayerError
+from .errors import InputError, ModelError, RelupathError, UnknownLayerError, UnsupportedOperation, UsageError
 
 Names = str | nn.Module | Iterable[str | nn.Module | tuple[nn.Module, int]]
 """Layers by name, by module, or by module and number of the call."""
@@ -64,15 +64,15 @@ def freeze(
         TrainingModeError: a module is in training mode.
         UnsupportedOperation: an operation is not affine at x, and no gate of the table makes it so.
         UnknownLayerError: a named layer does not run.
+        UsageError: output or carry is none of what they may be.
     """
+    _refuse_arguments(model, output, layers, carry)
     model = unwrapped(model)
     modules = module_paths(model)
     refuse_unusable(modules)
     explained = x if isinstance(x, tuple) else (x,)
     _refuse_input(explained, inputs is not None)
     named = _names([inputs] if isinstance(inputs, str) else inputs or [], modules)
-    if isinstance(layers, str):
-        raise UnknownLayerError(f"layers takes a list of names, such as [{layers!r}]; got the text {layers!r}")
     choices = Choices(named, None if layers is None else _names(layers, modules), carry)
     run = _Run(
         model, modules, (*explained, *args), dict(kwargs or {}), output, len(explained), Surroundings((explained, args))
@@ -80,6 +80,7 @@ def freeze(
     recorder = Recorder(modules, choices)
     try:
         top = run.recorded(recorder)
+        tolerance = _tolerance(recorder.dtypes)
     except UnseenOperation:
         with torch.autograd.set_detect_anomaly(True, check_nan=False):
             run.recorded(Recorder(modules, choices))  # now autograd notes the lines, so that the error names it
@@ -99,7 +100,7 @@ def freeze(
         sources=tuple(recorder.sources),
         top=top,
         modules=modules,
-        tolerance=max(TOLERANCE[dtype] for dtype in recorder.dtypes),
+        tolerance=tolerance,
         writes_to_views=recorder.writes_to_views,
         probe=Probe(run.recorded, run.plain, modules, choices),
     )
@@ -164,12 +165,44 @@ def _refuse_if_the_model_runs(run: _Run, error: Exception) -> None:
     ) from error
 
 
+def _refuse_arguments(model: Any, output: Any, layers: Any, carry: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"the model must be an nn.Module, of which the modules can be seen; got {type(model).__name__}"
+        )
+    if output is not None and not callable(output):
+        raise UsageError(
+            f"output must be a function of what the model returns, such as lambda o: o.logits; got {output!r}"
+        )
+    if isinstance(layers, str):
+        raise UnknownLayerError(f"layers takes a list of names, such as [{layers!r}]; got the text {layers!r}")
+    if carry not in (None, "first", "second", "half"):
+        raise UsageError(f"carry must be 'first', 'second', 'half' or None; got {carry!r}")
+
+
+def _tolerance(dtypes: Iterable[torch.dtype]) -> float:
+    """The largest relative error that is round-off in any of the number formats.
+
+    Raises:
+        UnsupportedOperation: one of them is too coarse to verify anything.
+    """
+    for dtype in dtypes:
+        if dtype not in TOLERANCE:
+            raise UnsupportedOperation(
+                f"the model computes in {dtype}, in which nothing can be verified: expected float64, float32, float16 "
+                "or bfloat16, so convert it to one of these"
+            )
+    return max(TOLERANCE[dtype] for dtype in dtypes)
+
+
 def _refuse_input(inputs: tuple[Any, ...], named: bool) -> None:
     if not inputs:
         raise InputError("x is an empty tuple: give at least one tensor to explain")
     for value in inputs:
         if not isinstance(value, Tensor):
             raise InputError(f"x must be a tensor or a tuple of tensors; got {type(value).__name__}")
+        if value.layout != torch.strided:
+            raise InputError(f"x must be a dense tensor; got {value.layout}: give x.to_dense()")
         if not value.is_floating_point() and not named:
             raise InputError(
                 f"x must be floating point to have a linear model; got {value.dtype}. Of tokens the embeddings can be "
@@ -183,9 +216,15 @@ def _refuse_input(inputs: tuple[Any, ...], named: bool) -> None:
 
 def _names(which: Names, modules: Mapping[nn.Module, str]) -> frozenset[str]:
     """The names of layers that are given by name, by module, or by module and number of the call."""
+    if not isinstance(which, nn.Module | Iterable):
+        raise UnknownLayerError(f"layers are given as a list of names or modules; got {which!r}")
     names = []
     for one in [which] if isinstance(which, nn.Module) else which:
-        module, call = one if isinstance(one, tuple) else (one, 1)
+        module, call = one if isinstance(one, tuple) and len(one) == 2 else (one, 1)
+        if not isinstance(module, str | nn.Module) or not isinstance(call, int):
+            raise UnknownLayerError(
+                f"a layer is a name, a module, or a module with the number of its call; got {one!r}"
+            )
         if isinstance(module, nn.Module) and module not in modules:
             raise UnknownLayerError(f"the module {type(module).__name__} given as a layer is not part of the model")
         name = modules[module] if isinstance(module, nn.Module) else module

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float
@@ -95,9 +95,9 @@ def contrast(c: Classes, d: Classes | Sequence[int | None], where: Where | None 
     In a sequence for ``d``, None subtracts nothing: that sample's target is the logit of ``c``. ``where`` is as in
     ``logit``.
     """
-    if isinstance(d, Tensor | SupportsIndex):
-        return Target(_classes(c), _classes(d), _places(where))
-    return Target(_classes(c), tuple(None if one is None else _index(one) for one in d), _places(where))
+    if isinstance(d, Sequence):
+        return Target(_classes(c), tuple(None if one is None else _class(one) for one in d), _places(where))
+    return Target(_classes(c), _classes(d), _places(where))
 
 
 def _places(where: Where | None) -> tuple[tuple[int, ...], ...] | None:
@@ -108,7 +108,10 @@ def _places(where: Where | None) -> tuple[tuple[int, ...], ...] | None:
         if not places:
             raise TargetError("the mask of places is empty: it must hold at least one True")
         return places
-    return (tuple(_index(i) for i in where),)
+    try:
+        return (tuple(_index(i) for i in where),)
+    except TypeError as error:
+        raise TargetError(f"where is one place, such as (y, x), or a Boolean mask of places; got {where!r}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +129,7 @@ class Functional:
     labels: tuple[str, ...]
 
 
-TargetLike = Target | Callable[[Tensor], Tensor] | SupportsIndex | None
+TargetLike = Target | Callable[[Tensor], Tensor] | Classes | None
 
 
 def resolve(target: TargetLike, output: Float[Tensor, "B ..."]) -> Functional:
@@ -153,9 +156,9 @@ def resolve(target: TargetLike, output: Float[Tensor, "B ..."]) -> Functional:
 def _function(target: TargetLike, output: Tensor) -> Target | Callable[[Tensor], Tensor]:
     if target is None:
         return logit(output.argmax(-1)) if output.ndim == 2 else _no_class(output)
-    if isinstance(target, SupportsIndex | Tensor):
-        return logit(target)
-    return target
+    if callable(target) and not isinstance(target, Tensor):
+        return target
+    return logit(target)
 
 
 def _verify_linear(target: Callable[[Tensor], Tensor], y: Tensor, value: Tensor, gradient: Tensor) -> None:
@@ -175,10 +178,14 @@ def _verify_linear(target: Callable[[Tensor], Tensor], y: Tensor, value: Tensor,
 
 def _classes(c: Classes) -> int | tuple[int, ...]:
     values = c.tolist() if isinstance(c, Tensor) else c
+    return tuple(map(_class, values)) if isinstance(values, list | tuple | range) else _class(values)
+
+
+def _class(value: Any) -> int:
     try:
-        return _index(values) if isinstance(values, SupportsIndex) else tuple(_index(v) for v in values)
+        return _index(value)
     except TypeError as error:
-        raise TargetError(f"a class is an int, or one int a sample; got {c!r}") from error
+        raise TargetError(f"a class is an int, or one int a sample; got {value!r}") from error
 
 
 def _index(value: SupportsIndex) -> int:
