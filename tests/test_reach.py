@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 from asserts import assert_close, assert_untouched
 from cases import DTYPES
 from nets import Lambda, build, example, inputs, layered, mlp, randomise
-from relupath import first_flip, freeze
+from relupath import freeze
 from relupath.errors import InputError, ModelError, UnsupportedOperation
+from relupath.reach import agreement, agreement_along, first_flip
 
 PIECEWISE = ("mlp", "vgg", "resnet", "squeeze", "dense")
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from asserts import assert_close, assert_complete
 from nets import Lambda, build, example, inputs, randomise
-from relupath import Target, contrast, freeze, linear_model, logit
+from relupath import contrast, freeze, linear_model, logit
+from relupath._targets import Target
 from relupath.errors import TargetError
 
 

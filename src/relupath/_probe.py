@@ -109,14 +109,6 @@ class Probe:
         """
         return self._again(self.record, recorder)
 
-    def rerun(self, recorder: Recorder) -> Layer:
-        """Run the model under another recorder; gives the explained output.
-
-        Raises:
-            ModelError: the model was changed since.
-        """
-        return self._again(self.record, recorder)
-
     def again(self, output: Tensor, dtype: torch.dtype, tolerance: float) -> None:
         """Verify that what was taken for constant stays when the input moves a little, and the output without us.
 
