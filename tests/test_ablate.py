@@ -50,9 +50,14 @@ def modules_of(frozen):
     return [layer.name for layer in frozen.layers if ":" not in layer.name]
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("partition", ["neurons", "channels"])
-@pytest.mark.parametrize("name", [n for n in LAYERED if n != "dense"])
+@pytest.mark.parametrize(
+    ("name", "partition", "target"),
+    [
+        *((name, "neurons", "logit") for name in LAYERED if name != "dense"),
+        *(("vgg", "channels", target) for target in TARGETS),
+        ("resnet", "channels", "contrast a sample"),
+    ],
+)
 def test_ablation_is_the_models_output_without_the_units(name, partition, target):
     model, x = build(name, 1), inputs(name, 1, batch=3)
     frozen = freeze(model, x)
