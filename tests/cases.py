@@ -12,6 +12,7 @@ from nets import JOINS, NETS, STYLES
 from relupath import (
     Beam,
     BestFirst,
+    Exact,
     Frozen,
     Greedy,
     Mass,
@@ -58,6 +59,7 @@ SEARCHES = {
     "beam": Beam(3),
     "beam, deep": Beam(2, depth=2),
     "best first": BestFirst(9),
+    "exact": Exact(3),
 }
 
 

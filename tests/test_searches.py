@@ -230,7 +230,7 @@ def test_every_path_has_the_value_that_is_said(name, search):
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", [search for search in SEARCHES if search != "exact"])
 def test_no_search_knows_the_granularity(search, partition):
     frozen = freeze(build("vgg", 3), inputs("vgg", 3, batch=2))
     found = find_paths(frozen, contrast(0, 1), SEARCHES[search], partition=PARTITIONS[partition])
@@ -247,9 +247,10 @@ def test_no_search_knows_the_granularity(search, partition):
 @pytest.mark.parametrize("name", ["resnet", "squeeze", "dense", "pieces"])
 def test_a_batch_gives_the_same_as_one_by_one(name, search):
     model, x = build(name, 5), inputs(name, 5, batch=3)
-    together = find_paths(freeze(model, x), 1, SEARCHES[search], partition=channels)
+    units = neurons if search == "exact" else channels
+    together = find_paths(freeze(model, x), 1, SEARCHES[search], partition=units)
     for b in range(3):
-        alone = find_paths(freeze(model, x[b : b + 1]), 1, SEARCHES[search], partition=channels)
+        alone = find_paths(freeze(model, x[b : b + 1]), 1, SEARCHES[search], partition=units)
         assert alone.ranked[0] == together.ranked[b]
         assert alone.stopped[0] == together.stopped[b]
         assert list(alone.values[0]) == pytest.approx(together.values[b], rel=1e-8, abs=1e-11)
@@ -330,7 +331,7 @@ def test_where_nothing_speaks_for_the_target_the_search_says_so(search):
         model[4].weight.fill_(-1.0)
     frozen = freeze(model, inputs("mlp", 0, batch=1))
     found = find_paths(frozen, 0, SEARCHES[search])
-    one_of_many = search.startswith(("selective", "best"))  # these choose by share and by size
+    one_of_many = search.startswith(("selective", "best", "exact"))  # by share, by size, and by the whole path
     assert (len(found.paths[0]) == 0) != one_of_many
     assert one_of_many or "positive" in found.stopped[0] or "no unit qualifies at" in found.stopped[0]
 
@@ -344,6 +345,19 @@ def test_a_dead_network_has_an_empty_path(search):
     found = find_paths(freeze(model, inputs("mlp", 0, batch=2)), 1, SEARCHES[search])
     assert [len(path) for path in found.paths] == [0, 0]
     assert float(found.model.value[0]) == pytest.approx(float(model[4].bias[1].detach()))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_memory_format_does_not_matter(search):
+    model, x = build("squeeze", 1), inputs("squeeze", 1, batch=2)
+    plain = find_paths(freeze(model, x), 1, SEARCHES[search])
+    last = freeze(model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last))
+    assert not any(
+        layer.output.is_contiguous() for layer in last.layers if len(layer.shape) == 3 and min(layer.shape) > 1
+    )
+    found = find_paths(last, 1, SEARCHES[search])
+    assert found.ranked == plain.ranked
+    assert_same_model(found.model, linear_model(last, 1, found.paths), float(last.output.abs().max()))
 
 
 @pytest.mark.parametrize("search", SEARCHES)

@@ -171,7 +171,7 @@ class _Passes:
         units = {}
         for layer in reversed(self.order):
             whole, part = sizes[layer] * self.sizes[layer], signed[layer] * self.signed[layer]
-            units[layer.name] = _halves(whole.view(-1, *layer.shape), part.view(-1, *layer.shape))
+            units[layer.name] = _halves(whole.reshape(-1, *layer.shape), part.reshape(-1, *layer.shape))
             for below in self.lower[layer]:
                 found = self.segments[layer, below].spread(_terms(signed[layer], sizes[layer]))
                 for sums, v in zip((signed, sizes), found, strict=True):

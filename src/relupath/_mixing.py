@@ -49,7 +49,7 @@ class Mixing(ABC):
 
     def taken(self, z: Float[Tensor, "B m"]) -> Float[Tensor, "B G O L"]:
         """The inverse of ``placed``."""
-        return z.view(len(z), *self.weight.shape[:2], -1)
+        return z.reshape(len(z), *self.weight.shape[:2], -1)
 
     def apply(self, x: Float[Tensor, "B n"], of: Of) -> Float[Tensor, "B m"]:
         """The product with the matrix of g of the entries."""
@@ -82,7 +82,7 @@ class Convolution(Mixing):
     def patches(self, x: Float[Tensor, "B n"]) -> Float[Tensor, "B G J L"]:
         """The windows of the kernel."""
         groups, _, entries = self.weight.shape
-        unfolded = F.unfold(x.view(len(x), *self.size), **self.window)
+        unfolded = F.unfold(x.reshape(len(x), *self.size), **self.window)
         return unfolded.view(len(x), groups, entries, -1)
 
     def folded(self, patches: Float[Tensor, "B G J L"]) -> Float[Tensor, "B n"]:
@@ -96,7 +96,7 @@ class Linear(Mixing):
 
     def patches(self, x: Float[Tensor, "B n"]) -> Float[Tensor, "B G J L"]:
         """The places side by side."""
-        return x.view(len(x), 1, *self.size).mT
+        return x.reshape(len(x), 1, *self.size).mT
 
     def folded(self, patches: Float[Tensor, "B G J L"]) -> Float[Tensor, "B n"]:
         """The places as they stand."""
@@ -108,7 +108,7 @@ class Linear(Mixing):
 
     def taken(self, z: Float[Tensor, "B m"]) -> Float[Tensor, "B G O L"]:
         """The inverse of ``placed``."""
-        return z.view(len(z), 1, -1, self.weight.shape[1]).mT
+        return z.reshape(len(z), 1, -1, self.weight.shape[1]).mT
 
 
 def mixing(node: Any, batch: int, shape: torch.Size) -> Mixing:

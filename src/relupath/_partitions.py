@@ -58,7 +58,7 @@ class Partition(ABC):
     def mask(self, chosen: Bool[Tensor, "B units"], shape: Sequence[int]) -> Bool[Tensor, "B *shape"]:
         """The neurons of the chosen units, for each sample."""
         labels = self.labels(shape).flatten().to(chosen.device)
-        return chosen[:, labels].view(-1, *shape)
+        return chosen[:, labels].reshape(-1, *shape)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Axes(Partition):
 
     def mask(self, chosen: Bool[Tensor, "B units"], shape: Sequence[int]) -> Bool[Tensor, "B *shape"]:
         """The neurons of the chosen units, for each sample."""
-        return chosen.view(-1, *self._kept(shape)).expand(-1, *shape)
+        return chosen.reshape(-1, *self._kept(shape)).expand(-1, *shape)
 
     def _kept(self, shape: Sequence[int]) -> list[int]:
         axes = self.axes(len(shape))

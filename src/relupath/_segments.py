@@ -335,7 +335,7 @@ def rows(
     """Rows of the segments from one layer to several lower ones: those of some units, for each sample."""
     cotangent = upper.output.new_zeros(len(units), frozen.batch, upper.output[0].numel())
     cotangent.scatter_(2, units.to(cotangent.device)[:, None, None].expand(-1, frozen.batch, 1), 1)
-    found = frozen.vjps({upper: cotangent.view(len(units), *upper.output.shape)}, lower)
+    found = frozen.vjps({upper: cotangent.reshape(len(units), *upper.output.shape)}, lower)
     return [product.flatten(2) for product in found]
 
 

@@ -20,9 +20,10 @@ from . import files
 from .errors import RelupathError, TargetError, UnknownLayerError, UsageError
 
 if TYPE_CHECKING:
+    from .explanations import Explanation, Layers, Row
     from .images import Picture
     from .models import Classifier
-    from .runs import Explanation, Layers
+    from .runs import Plan
 
 SCENE = 1_000_007
 USAGE = (UsageError, TargetError, UnknownLayerError)
@@ -63,12 +64,43 @@ def loading(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+SEARCHES = ("greedy", "selective", "mass", "beam", "best-first", "exact")
+SEARCHING = (
+    click.option(
+        "--search", type=click.Choice(SEARCHES), default="greedy", show_default=True, help="How to find paths."
+    ),
+    click.option("--width", type=int, help="selective: at most so many units a level.  [default: 64]"),
+    click.option("--classes", type=int, help="selective: how many classes are compared.  [default: 10]"),
+    click.option("--share", type=float, help="mass: share of the positive contribution.  [default: 0.5]"),
+    click.option("--k", type=int, help="beam, exact: how many paths.  [default: 8]"),
+    click.option("--budget", type=int, help="best-first: how many paths are split.  [default: 64]"),
+    click.option(
+        "--partition",
+        default="neurons",
+        show_default=True,
+        help="What counts as one unit: neurons, channels, locations or heads:N.",
+    ),
+    click.option("--ablate", is_flag=True, help="Also run the model without each path's units."),
+    click.option("--tree", is_flag=True, help="Print the decision as a tree of paths that adds up."),
+    click.option("--tree-depth", type=click.IntRange(min=1), default=2, show_default=True, help="Layers of the tree."),
+    click.option("--tree-width", type=click.IntRange(min=1), default=4, show_default=True, help="Units a layer there."),
+)
+
+
+def searching(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how paths are looked for."""
+    for option in reversed(SEARCHING):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("photo", required=False, type=EXISTING)
 @click.option("--model", default="creatures", show_default=True, help=MODEL)
 @click.option("--against", help="Class to compare with, by number or name.  [default: the best other one]")
 @click.option("--layers", help="Layers for the path: names separated by commas, or every:K.  [default: all]")
 @click.option("--depth", type=click.IntRange(min=1), help="Use only so many layers from the top.")
+@searching
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
 @click.option("--bare", is_flag=True, help="Leave the photo out of the figure: maps and numbers only.")
 @click.option("--bias", is_flag=True, help="Also say which layers' biases decide; draws a second figure, *.bias.*")
@@ -86,9 +118,10 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
         if photo is None and options["model"] != "creatures":
             raise UsageError(f"give a PHOTO for {options['model']}: only the model creatures draws its own scenes")
         with _progress(quiet) as progress, _json(json_path) as write:
+            plan = _plan(options)
             classifier, picture = _loaded(photo, options, progress)
-            chosen = {key: options[key] for key in ("target", "against", "layers", "depth")}
-            explanation = relupath.runs.explain(classifier, picture, progress=progress, **chosen)
+            classes = options["target"], options["against"]
+            explanation = relupath.runs.explain(classifier, picture, *classes, plan=plan, progress=progress)
             progress("drawing")
             write(explanation.to_dict())
             relupath.draw.save(explanation, output, bare=options["bare"])
@@ -117,6 +150,34 @@ def layers(photo: Path | None, json_path: Path | None, quiet: bool, **options: A
     click.echo(_table(found))
     if json_path is not None:
         click.echo(f"wrote {json_path}")
+
+
+def _plan(options: dict[str, Any]) -> Plan:
+    """The options in objects.
+
+    Raises:
+        UsageError: an option belongs to another search, or the partition is unknown.
+    """
+    search = options["search"]
+    taken = {"selective": ("width", "classes"), "mass": ("share",), "beam": ("k",), "exact": ("k",)}
+    mine = {**taken, "best-first": ("budget",)}.get(search, ())
+    for name in ("width", "classes", "share", "k", "budget"):
+        if options[name] is not None and name not in mine:
+            raise UsageError(f"--{name} does not belong to --search {search}")
+    given = {name: options[name] for name in mine if options[name] is not None}
+    kinds = {"selective": "Selective", "mass": "Mass", "beam": "Beam", "best-first": "BestFirst", "exact": "Exact"}
+    if search == "exact":
+        given.setdefault("k", 8)
+    strategy = getattr(relupath, kinds.get(search, "Greedy"))(**given)
+    word, _, count = options["partition"].partition(":")
+    if word == "heads" and count.isdecimal():
+        partition = relupath.heads(int(count))
+    elif word in ("neurons", "channels", "locations") and not count:
+        partition = getattr(relupath, word)
+    else:
+        raise UsageError(f"no partition {options['partition']!r}: expected neurons, channels, locations or heads:N")
+    tree = (options["tree_depth"], options["tree_width"]) if options["tree"] else None
+    return relupath.runs.Plan(strategy, partition, options["layers"], options["depth"], options["ablate"], tree)
 
 
 def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str], None]) -> tuple[Classifier, Picture]:
@@ -180,28 +241,38 @@ def _report(explanation: Explanation) -> str:
     lines = [f"{explanation.picture} explained by {explanation.model}", ""]
     lines.append(f"{'best classes':<36}{'logit':>10}{'probability':>13}")
     lines += [f"  {_cut(s.name, 34):<34}{s.logit:>10.3f}{100 * s.probability:>11.1f} %" for s in explanation.best]
-    units = [str(part.path.steps[0]) for row in explanation.rows for part in row.parts]
-    width = max(map(len, [*units, "path from the output down"]))
     for row in explanation.rows:
-        whole = row.whole
-        lines += ["", f"{row.role}: {row.title}", f"  {_number(whole.value)} = W x {_number(whole.weight_part)}"]
-        lines[-1] += f" + bias {_number(whole.bias)}"
-        lines.append(
-            f"  {'path from the output down':<{width + 5}}{'importance':>11}{'value':>11}{'W x':>11}{'bias':>11}"
-        )
-        for depth, part in enumerate(row.parts, start=1):
-            unit = str(part.path.steps[0])
-            numbers = (part.importance, part.value, part.weight_part, part.bias)
-            lines.append(f"  {depth:>3}  {unit:<{width}}" + "".join(f"{_number(n):>11}" for n in numbers))
-        if row.end is not None:
-            element, value = row.end
-            lines.append(f"       {element:<{width + 11}}{_number(value):>11}{_number(value):>11}")
-        lines.append(f"       {row.stopped}")
+        lines += _paths(row)
+    if explanation.tree is not None:
+        lines += ["", "as a sum of paths, with what the rest of each layer and the biases add:", str(explanation.tree)]
     lines += [
         "",
         f"completeness: W x + bias equals the output to {explanation.error:.0e} (bias summed over its sources)",
     ]
     return "\n".join(lines)
+
+
+def _paths(row: Row) -> list[str]:
+    """One target: its value, and its path depth by depth, or its several paths, as text."""
+    whole = row.whole
+    lines = ["", f"{row.role}: {row.title}"]
+    lines.append(f"  {_number(whole.value)} = W x {_number(whole.weight_part)} + bias {_number(whole.bias)}")
+    names = [str(part.path) if row.several else part.unit for part in row.parts]
+    said = "paths, the best one first" if row.several else "path from the output down"
+    cells = [[_number(n) for n in (p.importance, p.value, p.weight_part, p.bias, p.ablated)] for p in row.parts]
+    heads = ["importance", "value", "W x", "bias", "without"]
+    used = [i for i in range(len(heads)) if any(cell[i] for cell in cells)]
+    width = 0 if row.several else max(map(len, [*names, said]))
+    lines.append(f"  {said:<{width + 5}}" + "".join(f"{heads[i]:>11}" for i in used))
+    for number, (name, cell) in enumerate(zip(names, cells, strict=True), start=1):
+        values = "".join(f"{cell[i]:>11}" for i in used)
+        lines += [f"  {number:>3}  {name}", f"{'':<{len(said) + 2}}{values}"] if row.several else []
+        lines += [] if row.several else [f"  {number:>3}  {name:<{width}}{values}"]
+    if row.end is not None:
+        element, value = row.end
+        lines.append(f"       {element:<{width + 11}}{_number(value):>11}{_number(value):>11}")
+    held = f"{100 * row.held:.3g} % of the value held" if row.parts else "no path"
+    return [*lines, f"       {row.stopped}; {held}"]
 
 
 def _biases(explanation: Explanation) -> str:

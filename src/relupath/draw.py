@@ -13,8 +13,8 @@ from jaxtyping import Float
 
 from .elsewhere import Elsewhere
 from .errors import MissingExtraError
+from .explanations import Explanation, Part, Row
 from .files import replacing, writable
-from .runs import Explanation, Part, Row
 
 ENDINGS = (".png", ".pdf", ".svg")
 CLIP = 99.5
@@ -43,7 +43,9 @@ def figure(explanation: Explanation, columns: int = 4, colours: str = "RdBu_r", 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    depths = [0, *_depths(max(len(row.parts) for row in explanation.rows), columns)]
+    deepest = max(len(row.parts) for row in explanation.rows)
+    several = any(row.several for row in explanation.rows)
+    depths = [0, *(range(1, min(columns, deepest) + 1) if several else _depths(deepest, columns))]
     rows = len(explanation.rows)
     width, height = MARGIN + (SIDE + GAP) * (len(depths) + 1), HEADER + ROW * rows + FOOTER
     fig = _matplotlib("figure").Figure(figsize=(width, height), facecolor="white")
@@ -282,10 +284,9 @@ def _cell(axes: Any, explanation: Explanation, row: Row, depth: int, shared: flo
     axes.imshow(part.contribution, alpha=strength, **limits)
     _zoom(axes, part, limits)
     if depth:
-        layer, _, unit = str(part.path.steps[0]).partition("[")
-        axes.set_title(
-            f"top {depth} layer{'s' if depth > 1 else ''}, down to\n{_cut(layer, 34)}\n[{unit}", fontsize=7.5
-        )
+        layer, _, unit = part.unit.partition("[")
+        down = f"path {depth}" if row.several else f"top {depth} layer{'s' if depth > 1 else ''}"
+        axes.set_title(f"{down}, down to\n{_cut(layer, 34)}\n[{unit}", fontsize=7.5)
     else:
         axes.set_title(f"{_cut(row.title, 32)}\nwhole network", fontsize=9.5, color=INK)
         axes.text(0, 1.21, row.role.upper(), fontsize=7, color=FAINT, transform=axes.transAxes)

@@ -5,183 +5,34 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ._ablate import ablate
 from ._bias import bias_sources
+from ._decompose import decompose
 from ._freeze import freeze
 from ._frozen import Frozen
 from ._linear import PathModel, linear_model
+from ._partitions import Partition, neurons
 from ._paths import Path
-from ._search import Found, Greedy, find_paths
-from ._targets import contrast
+from ._search import Found, Greedy, Search, find_paths
+from ._targets import Target, contrast
 from ._units import Layer
 from .errors import ModelError, RelupathError, TargetError, UsageError
+from .explanations import Explanation, LayerRow, Layers, Part, Row, Score
 from .images import Picture
 from .models import Classifier
 from .origins import Origin, origins
 
-FORMAT = "relupath.explanation/1"
-LAYERS_FORMAT = "relupath.layers/1"
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Score:
-    """One class of the output: its index, name, logit and soft-max probability."""
-
-    index: int
-    name: str
-    logit: float
-    probability: float
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """The linear model of a path: what it adds to the target, split into weight part and bias part.
-
-    Attributes:
-        path: the path; empty for the whole network.
-        importance: of its lowest unit, as the search saw it; None for the whole network.
-        value: f^P(x) = weight_part + bias.
-        weight_part: <W^P, x>.
-        bias: b^P.
-        contribution: W^P * x, summed over colour channels, (H, W); it sums to ``weight_part``.
-    """
-
-    path: Path
-    importance: float | None
-    value: float
-    weight_part: float
-    bias: float
-    contribution: Float[np.ndarray, "H W"] = field(repr=False)
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """What explains one target: the whole linear model, then Algorithm 1's path from thin to deep.
-
-    Attributes:
-        role: ``target``, ``plausible`` (``against`` if the user named the class) or ``contrast``.
-        title: the target in words.
-        whole: the linear model of the whole network.
-        parts: the path cut after 1, 2, ... layers from the top.
-        end: the input element where the path ends, with its weight times value; None if it ends before.
-        stopped: why the search ended.
-        origin: where the bias of the whole network comes from.
-    """
-
-    role: str
-    title: str
-    whole: Part
-    parts: tuple[Part, ...]
-    end: tuple[str, float] | None
-    stopped: str
-    origin: Origin
-
-
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """Everything that was found out about one picture.
-
-    Attributes:
-        picture: the picture's name.
-        model: the model's name.
-        shown: what the network saw, 0..1, (H, W, 3).
-        best: the five best classes.
-        target: the class explained.
-        plausible: the class compared with: the best one other than the target, unless another was named.
-        rows: target, plausible class and contrast.
-        error: the largest relative error of completeness by two independent routes.
-        notes: sentences that a person should read.
-    """
-
-    picture: str
-    model: str
-    shown: Float[np.ndarray, "H W 3"] = field(repr=False)
-    best: tuple[Score, ...]
-    target: Score
-    plausible: Score
-    rows: tuple[Row, ...]
-    error: float
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """All numbers, as plain lists and dictionaries (the maps are not among them)."""
-
-        def part(p: Part) -> dict[str, Any]:
-            numbers = {"value": p.value, "weight_part": p.weight_part, "bias": p.bias}
-            return {"path": p.path.to_dict(), "importance": p.importance, **numbers}
-
-        def row(r: Row) -> dict[str, Any]:
-            end = {"element": r.end[0], "value": r.end[1]} if r.end else None
-            words = {"role": r.role, "title": r.title, "stopped": r.stopped}
-            parts = {"whole": part(r.whole), "parts": [part(p) for p in r.parts], "input": end}
-            return {**words, **parts, "bias": r.origin.to_dict()}
-
-        return {
-            "format": FORMAT,
-            "picture": self.picture,
-            "model": self.model,
-            "best": [vars(score) for score in self.best],
-            "target": vars(self.target),
-            "plausible": vars(self.plausible),
-            "completeness_error": self.error,
-            "rows": [row(r) for r in self.rows],
-            "notes": list(self.notes),
-        }
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One layer of a network at one picture.
-
-    Attributes:
-        name: the layer's name; ``x`` is the input and ``output`` the output.
-        shape: of one sample.
-        neurons: how many numbers that is.
-        open: share of the neurons whose gate is more than half open (slope above 1/2); None where there are no gates.
-        bias: what the constants between the layer before and this one add to the target.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    neurons: int
-    open: float | None
-    bias: float
-
-
-@dataclass(frozen=True)
-class Layers:
-    """The layers of a network at one picture, and where the bias of the target enters.
-
-    Attributes:
-        model: the model's name.
-        picture: the picture's name.
-        target: the class explained.
-        weight_part: <W, x>.
-        bias: b; the rows' biases sum to it.
-        rows: input, hidden layers in order of execution, output.
-        operations: how many operations were treated in which way.
-    """
-
-    model: str
-    picture: str
-    target: Score
-    weight_part: float
-    bias: float
-    rows: tuple[LayerRow, ...]
-    operations: Mapping[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, as plain lists and dictionaries."""
-        return {"format": LAYERS_FORMAT, **asdict(self)}
+SHOWN = 8
+"""How many of several paths are shown."""
 
 
 def layers(
@@ -222,94 +73,175 @@ def layers(
     return Layers(classifier.name, picture.name, score, *numbers, tuple(rows), kinds)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How paths are looked for.
+
+    Attributes:
+        search: the strategy.
+        partition: what counts as one unit.
+        layers: layer names separated by commas, or ``every:K``; None means all.
+        depth: at most so many layers from the top; None means all.
+        ablate: run the model without each path's units, and say what becomes of the target.
+        tree: depth and width of a decomposition tree of the first target, or None.
+    """
+
+    search: Search = field(default_factory=Greedy)
+    partition: Partition = neurons
+    layers: str | None = None
+    depth: int | None = None
+    ablate: bool = False
+    tree: tuple[int, int] | None = None
+
+    def chosen(self, frozen: Frozen) -> list[Layer] | None:
+        """The layers to search; None means all."""
+        chosen = None if self.layers is None else _chosen(frozen, self.layers)
+        if self.depth is None:
+            return chosen
+        if self.depth < 1:
+            raise UsageError(f"depth must be at least 1; got {self.depth}")
+        levels = frozen.levels(frozen.layers if chosen is None else chosen)
+        return [layer for level in levels[: self.depth] for layer in level]
+
+
 def explain(
     classifier: Classifier,
     picture: Picture,
     target: str | int | None = None,
     against: str | int | None = None,
-    *,
-    layers: str | None = None,
-    depth: int | None = None,
+    plan: Plan | None = None,
     progress: Progress = lambda stage: None,
 ) -> Explanation:
-    """Explain one picture: the whole linear model and Algorithm 1's path, for target, plausible class and contrast.
+    """Explain one picture: the whole linear model and the paths that matter, for target, plausible class and contrast.
+
+    Where the user names the target and the network decided for another class, what speaks for that class against the
+    target comes first, with the causal check beside its paths.
 
     Args:
         classifier: the model.
         picture: the picture.
         target: class index or name; None means the predicted class.
         against: the class to compare with; None means the plausible one, the best class other than the target.
-        layers: layer names separated by commas, or ``every:K``; None means all.
-        depth: at most so many layers from the top; None means all.
+        plan: how paths are looked for; None means Algorithm 1 over all layers.
         progress: called before each stage with its name.
 
     Raises:
         RelupathError: any of the library's errors, each in one sentence.
     """
+    plan = plan or Plan()
     x = classifier.prepare(picture.image)
     progress("recording the forward pass")
     frozen = record(classifier, x, 3)
-    best, target_score, plausible = _classes(classifier, frozen.output[0], target, against)
-    t, p = target_score.index, plausible.index
-    rows = contrast([t, p, t], [None, None, p])
-    chosen = None if layers is None else _chosen(frozen, layers)
-    if depth is not None:
-        if depth < 1:
-            raise UsageError(f"depth must be at least 1; got {depth}")
-        levels = frozen.levels(frozen.layers if chosen is None else chosen)
-        chosen = [layer for level in levels[:depth] for layer in level]
+    best, right, other = _classes(classifier, frozen.output[0], target, against)
+    errs = against is None and right.index != best[0].index
+    rows, roles, titles = _rows(right, other, errs, named=against is not None)
     progress("checking completeness")
     error = float(frozen.check(rows).error.max())
     progress("summing the constants")
     biases = origins(bias_sources(frozen, rows))
     progress("searching paths")
-    found = find_paths(frozen, rows, Greedy(), layers=chosen)
-    deepest = max(len(path) for path in found.paths)
-    models = []
-    for count in range(deepest + 1):
-        progress(f"path models: depth {count} of {deepest}")
-        models.append(linear_model(frozen, rows, path=[path.top(min(count, len(path))) for path in found.paths]))
-    roles = ("target", "plausible" if against is None else "against", "contrast")
-    titles = (target_score.name, plausible.name, f"{target_score.name} \N{MINUS SIGN} {plausible.name}")
+    chosen = plan.chosen(frozen)
+    found = find_paths(frozen, rows, plan.search, layers=chosen, partition=plan.partition)
+    models = _models(frozen, rows, found, progress)
+    ablated = _ablated(frozen, rows, found, plan.ablate, errs, progress)
+    tree = None
+    if plan.tree is not None:
+        progress("growing the tree")
+        depth, width = plan.tree
+        tree = decompose(frozen, rows, layers=chosen, partition=plan.partition, width=width).expand(depth)
     return Explanation(
         picture=picture.name,
         model=classifier.name,
         shown=_shown(classifier, picture, x),
         best=best,
-        target=target_score,
-        plausible=plausible,
+        target=right,
+        plausible=other,
         rows=tuple(
-            _row(b, role, title, frozen, found, models, biases[b])
-            for b, (role, title) in enumerate(zip(roles, titles, strict=True))
+            _row(b, said, frozen, found, models, ablated[b])
+            for b, said in enumerate(zip(roles, titles, biases, strict=True))
         ),
         error=error,
         notes=classifier.notes + picture.notes,
+        search=repr(plan.search),
+        tree=tree,
     )
 
 
+def _rows(right: Score, other: Score, errs: bool, named: bool) -> tuple[Target, list[str], list[str]]:
+    """The three targets with roles and titles: target, plausible class, contrast; an error first where there is one."""
+    t, p, minus = right.index, other.index, "\N{MINUS SIGN}"
+    if errs:
+        titles = [f"{other.name} {minus} {right.name}", right.name, other.name]
+        return contrast([p, t, p], [t, None, None]), ["error", "target", "plausible"], titles
+    titles = [right.name, other.name, f"{right.name} {minus} {other.name}"]
+    return contrast([t, p, t], [None, None, p]), ["target", "against" if named else "plausible", "contrast"], titles
+
+
+def _shares(found: Found) -> list[list[Path]]:
+    """The paths to show for each row: of one path its cuts from thin to deep, of several the best ones."""
+    if max(map(len, found.ranked)) > 1:
+        return [list(ranked[:SHOWN]) for ranked in found.ranked]
+    return [[path.top(count) for count in range(1, len(path) + 1)] for path in found.paths]
+
+
+def _models(frozen: Frozen, rows: Target, found: Found, progress: Progress) -> list[PathModel]:
+    """The linear models of the whole network, then of the paths to show, all rows at once."""
+    shares = _shares(found)
+    most = max(map(len, shares))
+    models = [linear_model(frozen, rows)]
+    for number in range(most):
+        progress(f"path models: {number + 1} of {most}")
+        paths = [share[min(number, len(share) - 1)] if share else Path() for share in shares]
+        models.append(linear_model(frozen, rows, path=paths))
+    return models
+
+
+def _ablated(
+    frozen: Frozen, rows: Target, found: Found, every: bool, errs: bool, progress: Progress
+) -> list[list[float | None]]:
+    """The targets without the units of each path to show, as far as that was asked for."""
+    values: list[list[float | None]] = []
+    for b, share in enumerate(_shares(found)):
+        count = len(share) if every else min(SHOWN, len(share)) if errs and b == 0 else 0
+        row: list[float | None] = [None] * len(share)
+        for number, path in enumerate(share[:count]):
+            progress(f"causal check: {number + 1} of {count}")
+            row[number] = float(ablate(frozen, path, rows).ablated[b])
+        values.append(row)
+    return values
+
+
 def _row(
-    b: int, role: str, title: str, frozen: Frozen, found: Found, models: Sequence[PathModel], origin: Origin
+    b: int,
+    said: tuple[str, str, Origin],
+    frozen: Frozen,
+    found: Found,
+    models: Sequence[PathModel],
+    ablated: Sequence[float | None],
 ) -> Row:
-    path = found.paths[b]
+    role, title, origin = said
+    several = max(map(len, found.ranked)) > 1
     importance = list(found.importance[b].values())
     x = frozen.inputs[0].output[b]
 
-    def part(count: int) -> Part:
-        model = models[count]
+    def part(number: int, path: Path) -> Part:
+        model = models[number]
         assert isinstance(model.weight, Tensor)
         contribution = (model.weight[b] * x).sum(0).cpu().double().numpy()
         numbers = float(model.value[b]), float(model.weight_part[b]), float(model.bias[b])
-        return Part(path.top(count), importance[count - 1] if count else None, *numbers, contribution)
+        size = importance[number - 1] if number and not several else None
+        return Part(path, size, *numbers, contribution, ablated[number - 1] if number else None)
 
-    end = None
+    path, end = found.paths[b], None
     if path.input is not None:
         (element,) = path.input.units
         weight = models[len(path)].weight
         assert isinstance(weight, Tensor)
         place = tuple(i for i in element if i is not None)
         end = f"x[{','.join(map(str, place))}]", float(weight[b][place] * x[place])
-    parts = tuple(part(count) for count in range(1, len(path) + 1))
-    return Row(role, title, part(0), parts, end, found.stopped[b], origin)
+    parts = tuple(part(number, path) for number, path in enumerate(_shares(found)[b], start=1))
+    whole = part(0, Path(target=path.target))
+    return Row(role, title, whole, parts, end, found.stopped[b], origin, float(found.held[b]), several)
 
 
 def record(classifier: Classifier, x: Tensor, copies: int) -> Frozen:

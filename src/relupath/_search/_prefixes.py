@@ -104,9 +104,9 @@ def continued(problem: Problem, moves: Sequence[tuple[Prefix, Sequence[Layer]]])
 def found_from(problem: Problem, ranked: Sequence[Sequence[Prefix]], products: int) -> Found:
     """The result of a search whose paths, the best one first, are given for each sample."""
     frozen, functional = problem.frozen, problem.functional
-    ends: dict[Layer, Tensor] = {frozen.top: torch.zeros_like(functional.gradient)}
+    ends: dict[Layer, Tensor] = {frozen.top: functional.gradient.new_zeros(functional.gradient.shape)}
     for first, *_ in ranked:
-        ends.setdefault(first.layer, torch.zeros_like(first.layer.output))
+        ends.setdefault(first.layer, first.layer.output.new_zeros(first.layer.output.shape))
         ends[first.layer][first.sample].view(-1)[first.members.to(first.cotangent.device)] = first.cotangent
     value = functional.value.new_tensor([paths[0].value for paths in ranked])
     model = model_from(frozen, frozen.to_inputs(ends), value, functional.labels)

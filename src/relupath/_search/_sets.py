@@ -109,7 +109,7 @@ class _Descent:
 
 
 def _scores(partition: Partition, contribution: Float[Tensor, "K B ..."]) -> Scores:
-    return partition.scores(contribution.flatten(0, 1)).view(*contribution.shape[:2], -1)
+    return partition.scores(contribution.flatten(0, 1)).reshape(*contribution.shape[:2], -1)
 
 
 def _row(rows: Bool[Tensor, " B"], layer: Layer) -> Bool[Tensor, "B ..."]:

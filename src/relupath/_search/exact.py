@@ -132,13 +132,13 @@ class _Ranking:
             self._expand(goes_on)
         frozen, functional = self.problem.frozen, self.problem.functional
         value = functional.value.clone()
-        ends = {frozen.top: torch.zeros_like(functional.gradient)}
+        ends = {frozen.top: functional.gradient.new_zeros(functional.gradient.shape)}
         for b, some in enumerate(self.ranked):
             if not some:
                 ends[frozen.top][b] = functional.gradient[b]
                 continue
             layer = some[0].layer
-            end = ends.setdefault(layer, torch.zeros_like(layer.output))
+            end = ends.setdefault(layer, layer.output.new_zeros(layer.output.shape))
             end[b].view(-1)[some[0].unit] = some[0].product
             value[b] = some[0].best
         model = model_from(frozen, frozen.to_inputs(ends), value, functional.labels)
@@ -183,7 +183,7 @@ class _Ranking:
         """Go on from one beginning of each sample to the neurons below that lead furthest."""
         frozen = self.problem.frozen
         layers = {beginning.layer for beginning in beginnings if beginning}
-        cotangents = {layer: torch.zeros_like(layer.output) for layer in layers}
+        cotangents = {layer: layer.output.new_zeros(layer.output.shape) for layer in layers}
         for b, beginning in enumerate(beginnings):
             if beginning is not None and beginning.above is None:
                 cotangents[frozen.top][b] = self.problem.functional.gradient[b]
