@@ -1,0 +1,115 @@
+"""The command line's searches, partitions, trees and causal checks: numbers add up, wrong usage is one sentence."""
+
+import json
+
+import pytest
+
+import relupath
+from relupath import cli, runs
+from test_cli import place, run  # noqa: F401  the fixture
+
+MINE = ("photo.png", "--model", "mine.py:net", "--quiet")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--search", "selective", "--width", "3", "--classes", "3"),
+        ("--search", "mass", "--share", "0.3", "--partition", "channels"),
+        ("--search", "beam", "--k", "2", "--depth", "1"),
+        ("--search", "best-first", "--budget", "4", "--partition", "locations"),
+        ("--search", "exact", "--k", "3"),
+        ("--ablate", "--partition", "heads:5", "--depth", "1"),
+    ],
+    ids=lambda asked: " ".join(asked),
+)
+def test_every_search_explains(place, asked):  # noqa: F811
+    result = run(*MINE, *asked, "--json", "n.json", "-o", "x.png")
+    assert result.exit_code == 0, result.output
+    assert (place / "x.png").stat().st_size > 10_000
+    numbers = json.loads((place / "n.json").read_text())
+    for row in numbers["rows"]:
+        several = asked[1] in ("beam", "best-first", "exact")
+        values = [part["value"] for part in row["parts"]]
+        assert row["several"] == (several and any(len(r["parts"]) > 1 for r in numbers["rows"]))
+        for part in row["parts"]:
+            assert part["value"] == pytest.approx(part["weight_part"] + part["bias"], abs=1e-4)
+            assert (part["ablated"] is not None) == ("--ablate" in asked)
+        if several and asked[1] != "best-first":
+            assert row["held"] == pytest.approx(sum(values) / row["whole"]["value"], rel=1e-3)
+        elif not several and values:
+            assert row["held"] == pytest.approx(values[-1] / row["whole"]["value"], rel=1e-3)
+    assert "% of the value held" in result.output
+    assert ("without" in result.output) == ("--ablate" in asked)
+
+
+def test_the_tree_adds_up(place):  # noqa: F811
+    result = run(
+        *MINE, "--tree", "--tree-depth", "2", "--tree-width", "2", "--partition", "channels", "--json", "n.json"
+    )
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((place / "n.json").read_text())
+    tree = relupath.Node.from_dict(numbers["tree"])
+    assert str(tree) in result.output
+    assert tree.value == pytest.approx(numbers["rows"][0]["whole"]["value"], rel=1e-5)
+    assert sum(leaf.value for leaf in tree.leaves()) == pytest.approx(tree.value, rel=1e-4)
+    assert max(len(leaf.path) for leaf in tree.leaves()) == 2
+
+
+def test_where_the_network_errs_the_wrong_class_comes_first(place):  # noqa: F811
+    """The user names the right class: what speaks for the predicted one against it stands on top, checked."""
+    best = json.loads(_numbers(place))["best"]
+    right, wrong = best[-1], best[0]
+    numbers = json.loads(_numbers(place, "--target", right["name"]))
+    roles = [row["role"] for row in numbers["rows"]]
+    assert roles == ["error", "target", "plausible"]
+    assert numbers["rows"][0]["title"].startswith(f"{wrong['name']} ")
+    assert numbers["rows"][0]["whole"]["value"] == pytest.approx(wrong["logit"] - right["logit"], rel=1e-4)
+    assert all(part["ablated"] is not None for part in numbers["rows"][0]["parts"])
+    assert all(part["ablated"] is None for row in numbers["rows"][1:] for part in row["parts"])
+    named = json.loads(_numbers(place, "--target", right["name"], "--against", wrong["name"]))
+    assert [row["role"] for row in named["rows"]] == ["target", "against", "contrast"]
+
+
+def _numbers(place, *asked):  # noqa: F811
+    result = run(*MINE, *asked, "--json", "n.json")
+    assert result.exit_code == 0, result.output
+    return (place / "n.json").read_text()
+
+
+def test_the_causal_check_is_that_of_the_library(place):  # noqa: F811
+    numbers = json.loads(_numbers(place, "--ablate", "--dtype", "float64"))
+    classifier = relupath.models.load("mine.py:net", dtype="float64")
+    x = classifier.prepare(relupath.images.read(place / "photo.png").image)[None]
+    frozen = relupath.freeze(classifier.model, x)
+    for row, target in zip(numbers["rows"][:2], (numbers["target"], numbers["plausible"]), strict=True):
+        for part in row["parts"]:
+            path = relupath.Path.from_dict(part["path"])
+            expected = relupath.ablate(frozen, path, target["index"]).ablated
+            assert part["ablated"] == pytest.approx(float(expected[0]), rel=1e-9)
+
+
+@pytest.mark.parametrize(("asked", "said"), [
+    (("--width", "3"), "--width does not belong to --search greedy"),
+    (("--search", "beam", "--share", "0.5"), "--share does not belong to --search beam"),
+    (("--partition", "colours"), "no partition 'colours': expected neurons, channels, locations or heads:N"),
+    (("--partition", "heads:x"), "no partition 'heads:x'"),
+    (("--partition", "channels:2"), "no partition 'channels:2'"),
+    (("--search", "guess"), "'guess' is not one of"),
+    (("--search", "beam", "--k", "0"), "k must be at least 1; got 0"),
+    (("--search", "mass", "--share", "2"), "share must be above 0 and at most 1; got 2.0"),
+    (("--search", "exact", "--partition", "channels"), "joins neurons of layer"),
+    (("--partition", "heads:7"), "cannot be cut into 7 blocks"),
+])  # fmt: skip
+def test_wrong_usage_is_one_sentence(place, asked, said):  # noqa: F811
+    result = run(*MINE, *asked)
+    assert result.exit_code in (1, 2)
+    assert said in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert not list(place.glob("*.explained.png"))
+
+
+def test_the_command_line_and_python_ask_alike():
+    assert runs.Plan().search == relupath.Greedy()
+    words = set(cli.SEARCHES)
+    assert {"greedy", "selective", "mass", "beam", "best-first", "exact"} == words
