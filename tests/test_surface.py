@@ -21,7 +21,7 @@ from relupath import _gates, cli
 
 PACKAGE = FilePath(relupath.__file__).parent
 WORKBENCH = {"__init__", "images", "models", "draw", "runs", "report", "explorer", "cli", "creatures", "metrics"}
-WORKBENCH |= {"origins", "elsewhere"}
+WORKBENCH |= {"origins", "explanations", "elsewhere"}
 FORBIDDEN = {"numpy", "PIL", "torchvision", "matplotlib", "timm", "click", "tqdm", "safetensors"}
 
 
@@ -187,7 +187,7 @@ def taught():
 @pytest.mark.filterwarnings("ignore:.*token_id.*")
 def test_the_readmes_python_runs(taught):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     config = transformers.GPT2Config(
         n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=9, bos_token_id=0, eos_token_id=0
     )
