@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 
@@ -412,3 +413,10 @@ def test_a_dead_unit_is_a_valid_path(frozen):
 def test_all_refusals_are_of_one_family():
     assert issubclass(PathError, RelupathError)
     assert issubclass(PathError, ValueError)
+
+
+@pytest.mark.parametrize("path", ["a", 5, ["a", "b"], [("1", (0,))] * 2])
+def test_what_is_given_as_a_path_must_be_one(path):
+    frozen = freeze(build("mlp"), inputs("mlp"))
+    with pytest.raises(PathError, match=r"a path is a relupath.Path, such as Path.of"):
+        inspect.unwrap(linear_model)(frozen, 0, path)  # without the tests' type checker

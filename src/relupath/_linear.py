@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -81,7 +82,7 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
     Source: section 3 of the paper.
     """
     functional = frozen.functional(target)
-    paths = [path or Path()] * frozen.batch if isinstance(path, Path | None) else list(path)
+    paths = _each(path, frozen.batch)
     if len(paths) != frozen.batch:
         raise PathError(f"{len(paths)} paths for {frozen.batch} samples: give one path, or one a sample")
     layers = [tuple(step.layers for step in p.steps) for p in paths]
@@ -101,6 +102,16 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
         for layer, cotangent in part.items():
             ends[layer] = ends[layer] + cotangent if layer in ends else cotangent
     return model_from(frozen, frozen.to_inputs(ends), value, functional.labels)
+
+
+def _each(path: Any, samples: int) -> list[Path]:
+    """One path for each sample, where one is given for all or none."""
+    several = isinstance(path, Sequence) and not isinstance(path, str)
+    paths = [*path] if several else [Path() if path is None else path] * samples
+    for one in paths:
+        if not isinstance(one, Path):
+            raise PathError(f"a path is a relupath.Path, such as Path.of([(layer, unit)]); got {one!r}")
+    return paths
 
 
 def model_from(
