@@ -83,7 +83,7 @@ def test_the_tree_grows_for_every_target(target):
     assert_nodes_are_their_paths(tree, frozen, TARGETS[target](3), 2)
 
 
-@settings(max_examples=12)
+@settings(max_examples=7)
 @given(architectures(), st.integers(0, 1000), st.integers(1, 3))
 def test_trees_of_networks_with_skips_sum(architecture, seed, width):
     frozen = freeze(layered(**architecture), example((architecture["widths"][0],), seed, 1))
