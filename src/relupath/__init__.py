@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ._freeze import freeze
     from ._frozen import Frozen
     from ._linear import PathModel, linear_model
+    from ._many import linear_models
     from ._mass import path_mass
     from ._own import freezes
     from ._partitions import Partition, channels, heads, labels, locations, neurons
@@ -30,10 +31,11 @@ _HOME = {
     "Selective": "_search", "Step": "_paths", "ablate": "_ablate", "bias_sources": "_bias", "channels": "_partitions",
     "contrast": "_targets", "decompose": "_decompose", "find_paths": "_search", "freeze": "_freeze",
     "freezes": "_own", "heads": "_partitions", "labels": "_partitions", "linear_model": "_linear",
-    "locations": "_partitions", "logit": "_targets", "neurons": "_partitions", "path_mass": "_mass",
-    "plausible": "_ablate",
+    "linear_models": "_many", "locations": "_partitions", "logit": "_targets", "neurons": "_partitions",
+    "path_mass": "_mass", "plausible": "_ablate",
 }  # fmt: skip
-_MODULES = ("creatures", "draw", "errors", "images", "models", "reach", "runs")
+_MODULES = ("creatures", "draw", "errors", "images", "models", "reach")
+_INNER = ("runs",)
 
 __version__ = version("relupath")
 __all__ = sorted([*_HOME, *_MODULES])
@@ -43,7 +45,7 @@ def __getattr__(name: str) -> object:
     """Import a public name on first use, so that the command line answers before torch is loaded."""
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    if name in _MODULES:
+    if name in (*_MODULES, *_INNER):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

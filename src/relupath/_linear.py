@@ -129,7 +129,7 @@ def descend(frozen: Frozen, gradient: Tensor, paths: Sequence[Path]) -> tuple[di
     cotangents = [gradient]
     for chosen in reversed(list(zip(*(p.steps for p in paths), strict=True))):
         layers = tuple(frozen.layer_of_path(name) for name in chosen[0].layers)
-        _refuse_order(frozen, layers, above, paths[0])
+        refuse_order(frozen, layers, above, paths[0])
         pulled = frozen.vjp(dict(zip(above, cotangents, strict=True)), layers)
         shared = all(step == chosen[0] for step in chosen)
         steps = [step.parts for step in (chosen[:1] if shared else chosen)]
@@ -144,7 +144,7 @@ def mask_of_step(step: Step, layer: Layer) -> Float[Tensor, "*shape"]:
     return 1 - mask if step.but else mask
 
 
-def _refuse_order(frozen: Frozen, layers: Sequence[Layer], above: Sequence[Layer], path: Path) -> None:
+def refuse_order(frozen: Frozen, layers: Sequence[Layer], above: Sequence[Layer], path: Path) -> None:
     """Refuse layers that do not come before those above them, or that are not side by side."""
     here, there = ([frozen.order(layer) for layer in some] for some in (layers, above))
     if min(here) > min(there) or max(here) > max(there):

@@ -301,16 +301,16 @@ def _only_mixing(above: GradientEdge, below: GradientEdge) -> Any | None:
     Raises:
         NotFactored: there are several, or routes around it.
     """
-    nodes = _route(above, below)
+    nodes = route(above, below)
     found = [node for node in nodes if node.name() in INPUT]
     if not found:
         return None
-    if len(found) > 1 or _route(above, below, without=found[0]):
+    if len(found) > 1 or route(above, below, without=found[0]):
         raise NotFactored
     return found[0]
 
 
-def _route(above: GradientEdge, below: GradientEdge, without: Any = None) -> list[Any]:
+def route(above: GradientEdge, below: GradientEdge, without: Any = None) -> list[Any]:
     """The nodes on the routes from a place in the autograd graph down to another, that do not pass a given node."""
     goal = below.node, below.output_nr
     leads: dict[Any, bool] = {}

@@ -46,14 +46,23 @@ def mask_of(units: Sequence[Unit], layer: Layer) -> Float[Tensor, "*shape"]:
     """
     count = torch.zeros(layer.shape, dtype=layer.output.dtype, device=layer.output.device)
     for unit in units:
-        if len(unit) != len(layer.shape) or any(
-            i is not None and not 0 <= i < size for i, size in zip(unit, layer.shape, strict=True)
-        ):
-            raise PathError(
-                f"unit {list(unit)} is not in layer {layer.name!r}, whose shape is {list(layer.shape)}; "
-                "give one coordinate an axis, or None for a whole axis"
-            )
+        refuse_unit(unit, layer)
         count[tuple(slice(None) if i is None else i for i in unit)] += 1
     if (count > 1).any():
         raise PathError(f"units of layer {layer.name!r} overlap: name every neuron once")
     return count
+
+
+def refuse_unit(unit: Unit, layer: Layer) -> None:
+    """Refuse a unit that is not in a layer.
+
+    Raises:
+        PathError: it has the wrong number of coordinates, or lies outside the layer.
+    """
+    if len(unit) != len(layer.shape) or any(
+        i is not None and not 0 <= i < size for i, size in zip(unit, layer.shape, strict=True)
+    ):
+        raise PathError(
+            f"unit {list(unit)} is not in layer {layer.name!r}, whose shape is {list(layer.shape)}; "
+            "give one coordinate an axis, or None for a whole axis"
+        )

@@ -1,0 +1,334 @@
+"""Products of cotangents that live on few places: carried down the graph in windows of their receptive field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ._crops import Crops, added
+from ._frozen import Frozen
+from ._segments import route
+from ._units import Layer
+
+Place: TypeAlias = tuple[Any, int]
+"""A tensor of the recorded pass: the node of the autograd graph that gave it, and the number of the output."""
+Channels: TypeAlias = Int[Tensor, "N c"] | None
+Pulled: TypeAlias = Sequence[Crops]
+"""What an operation's arguments get, in their order."""
+
+
+class NotCropped(Exception):
+    """Raised where an operation mixes all places, or is none of those that windows go through."""
+
+
+class Way:
+    """The way from one layer down to a lower one that it depends on.
+
+    Args:
+        frozen: the recorded network.
+        upper: where the cotangents stand.
+        lower: the layer below.
+
+    Attributes:
+        largest: the most bytes that one cotangent took on the way so far.
+
+    Raises:
+        NotCropped: nothing leads down, or on the way an operation mixes all places.
+    """
+
+    def __init__(self, frozen: Frozen, upper: Layer, lower: Layer) -> None:
+        self.frozen, self.start, self.goal = frozen, _place(upper), _place(lower)
+        self.nodes = sorted(route(upper.edge, lower.edge), key=lambda node: -node._sequence_nr())
+        self.on_way = set(self.nodes)
+        self.largest = 0
+        known = all(node.name() in OPERATIONS for node in self.nodes)
+        if frozen.writes_to_views or len(upper.shape) != 3 or not self.nodes or not known:
+            raise NotCropped
+
+    def pull(self, crops: Crops, wanted: Channels = None) -> Crops:
+        """Vector-Jacobian products, ``(d upper / d lower)^T cotangent``, in windows.
+
+        Args:
+            crops: the cotangents.
+            wanted: the only channels of the lower layer that are looked at afterwards; None: all.
+
+        Raises:
+            NotCropped: an operation is of a kind that windows do not go through.
+        """
+        narrow = self._narrow() if wanted is not None else {}
+        met: dict[Place, list[Crops]] = {self.start: [crops]}
+        with self.frozen.lock, torch.no_grad():
+            for node in self.nodes:
+                if (node, 0) not in met:
+                    raise NotCropped
+                above = added(met.pop((node, 0))).simplest()
+                channels = [wanted if narrow.get(place, False) else None for place in node.next_functions]
+                pulled = OPERATIONS[node.name()](node, above, channels[0])
+                for place, part, some in zip(node.next_functions, pulled, channels, strict=False):
+                    if not self._leads(place):
+                        continue
+                    if part.shape != _shape(place):
+                        raise NotCropped
+                    self.largest = max(self.largest, part.values[0].numel() * part.values.element_size())
+                    met.setdefault(place, []).append(part if some is None else part.of_channels(some))
+        if self.goal not in met:
+            raise NotCropped
+        found = added(met[self.goal])
+        return found if wanted is None else found.of_channels(wanted)
+
+    def _leads(self, place: Place) -> bool:
+        return place == self.goal or place[0] in self.on_way
+
+    def _narrow(self) -> dict[Place, bool]:
+        """For each place on the way, whether all below it keeps the channels apart."""
+        found: dict[Place, bool] = {self.goal: True}
+        for node in reversed(self.nodes):
+            lower = [place for place in node.next_functions if self._leads(place)]
+            found[node, 0] = node.name() in KEEP_CHANNELS and all(found.get(place, False) for place in lower)
+        return found
+
+
+def _place(layer: Layer) -> Place:
+    return layer.edge.node, layer.edge.output_nr
+
+
+def _shape(place: Place) -> tuple[int, ...]:
+    return tuple(place[0]._input_metadata[place[1]].shape)[1:]
+
+
+def _signal(node: Any) -> tuple[int, ...]:
+    """The shape of the first argument, without the batch axis."""
+    shape = _shape(node.next_functions[0])
+    if len(shape) != 3:
+        raise NotCropped
+    return shape
+
+
+def _same(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    return [crops]
+
+
+def _sum(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    sign = -1 if node.name() == "SubBackward0" else 1
+    return [crops, crops.with_values(crops.values * (sign * node._saved_alpha))]
+
+
+def _relu(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    return [crops.with_values(crops.values * (crops.take(node._saved_result) > 0))]
+
+
+def _slope(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    (slope,) = node.saved_tensors
+    return [crops.with_values(crops.values * crops.take(slope).to(crops.values.dtype))]
+
+
+def _product(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    factors = [None if n is None else f for (n, _), f in zip(node.next_functions, _factors(node), strict=True)]
+    return [crops if f is None else crops.with_values(crops.values * crops.take(f)) for f in factors]
+
+
+def _factors(node: Any) -> tuple[Any, Any]:
+    """By what the cotangents of the two arguments of a product are multiplied."""
+    return getattr(node, "_saved_other", None), getattr(node, "_saved_self", None)
+
+
+def _cat(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    if node._saved_dim not in (1, 2**64 - 3):
+        raise NotCropped
+    parts, start = [], 0
+    for place in node.next_functions:
+        shape = _shape(place)
+        if crops.channels is None:
+            values, channels = crops.values[:, start : start + shape[0]], None
+        else:
+            channels = crops.channels - start
+            inside = (channels >= 0) & (channels < shape[0])
+            values, channels = crops.values * inside[:, :, None, None], channels.clamp(0, shape[0] - 1)
+        parts.append(replace(crops, values=values, channels=channels, shape=shape))
+        start += shape[0]
+    return parts
+
+
+def _pad(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    left, right, top, bottom = (*node._saved_pad, 0, 0)[:4]
+    if any(node._saved_pad[4:]):
+        raise NotCropped
+    if crops.corners is None:
+        values = F.pad(crops.values, (-left, -right, -top, -bottom))
+        return [replace(crops, values=values, shape=_signal(node))]
+    corners = crops.corners - torch.tensor([top, left], device=crops.values.device)
+    return [replace(crops, corners=corners, shape=_signal(node)).bounded()]
+
+
+def _convolution(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    """The transposed convolution, with those kernels alone whose channels count."""
+    weight, groups, shape = node._saved_weight, node._saved_groups, _signal(node)
+    if node._saved_transposed or weight.ndim != 4:
+        raise NotCropped
+    if groups > 1:
+        crops, wanted = crops.all_channels(), None
+    stride, padding, dilation = (tuple(getattr(node, f"_saved_{key}")) for key in ("stride", "padding", "dilation"))
+    values = crops.values
+    if crops.channels is not None or wanted is not None:
+        weight = weight[None] if crops.channels is None else weight[crops.channels]
+        if wanted is not None:
+            weight = weight.expand(len(crops), *weight.shape[1:])
+            where = wanted[:, None, :, None, None].expand(-1, weight.shape[1], -1, *weight.shape[3:])
+            weight = weight.gather(2, where)
+        z = _each(values, weight, stride, dilation)
+    elif values.shape[2:] == (1, 1) and groups == 1:
+        z = torch.einsum("nc,cikl->nikl", values[:, :, 0, 0], weight)
+    else:
+        z = F.conv_transpose2d(values, weight, stride=stride, dilation=dilation, groups=groups)
+    if crops.corners is None:
+        ends = [size - have + pad for size, have, pad in zip(shape[1:], z.shape[2:], padding, strict=True)]
+        z, corners = F.pad(z, (-padding[1], ends[1], -padding[0], ends[0])), None
+    else:
+        scale, shift = (torch.tensor(pair, device=z.device) for pair in (stride, padding))
+        corners = crops.corners * scale - shift
+    return [Crops(z, shape, crops.samples, corners, wanted).bounded()]
+
+
+def _each(
+    values: Float[Tensor, "N c h w"], weight: Float[Tensor, "N c d k l"], stride: Sequence[int], dilation: Sequence[int]
+) -> Float[Tensor, "N d height width"]:
+    """The transposed convolution of each with kernels of its own."""
+    (count, c, h, w), (_, _, d, k, l) = values.shape, weight.shape
+    if (h, w) == (1, 1) and tuple(dilation) == (1, 1):
+        return torch.einsum("nc,ncdkl->ndkl", values[:, :, 0, 0], weight)
+    together = values.reshape(1, count * c, h, w)
+    if tuple(stride) == (1, 1):
+        turned = weight.transpose(1, 2).flip(3, 4).reshape(count * d, c, k, l)
+        padding = (dilation[0] * (k - 1), dilation[1] * (l - 1))
+        z = F.conv2d(together, turned, padding=padding, dilation=tuple(dilation), groups=count)
+    else:
+        kernels = weight.reshape(count * c, d, k, l)
+        z = F.conv_transpose2d(together, kernels, stride=tuple(stride), dilation=tuple(dilation), groups=count)
+    return z.view(count, d, *z.shape[2:])
+
+
+def _max_pool(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    """Each cotangent goes to the place of its maximum."""
+    shape, place = _signal(node), crops.take(node._saved_result1)
+    if crops.corners is None:
+        corners, (height, width) = None, shape[1:]
+        where = place
+    else:
+        kernel, stride, padding, dilation = (
+            _pair(node, key) for key in ("kernel_size", "stride", "padding", "dilation")
+        )
+        scale, shift = (torch.tensor(pair, device=place.device) for pair in (stride, padding))
+        corners = crops.corners * scale - shift
+        height, width = (
+            (size - 1) * s + d * (k - 1) + 1
+            for size, s, d, k in zip(crops.values.shape[2:], stride, dilation, kernel, strict=True)
+        )
+        rows, columns = place // shape[2] - corners[:, :1, None, None], place % shape[2] - corners[:, 1:, None, None]
+        where = (rows * width + columns).clamp_(0, height * width - 1)
+    z = crops.values.new_zeros(*crops.values.shape[:2], height * width)
+    z.scatter_add_(2, where.expand_as(crops.values).flatten(2), crops.values.flatten(2))
+    return [Crops(z.view(*z.shape[:2], height, width), shape, crops.samples, corners, crops.channels)]
+
+
+def _pair(node: Any, key: str) -> tuple[int, int]:
+    numbers = tuple(getattr(node, f"_saved_{key}")) or tuple(node._saved_kernel_size)
+    return numbers * 2 if len(numbers) == 1 else numbers
+
+
+def _average_pool(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    if node._saved_divisor_override is not None:
+        raise NotCropped
+    kernel, stride, padding = (_pair(node, key) for key in ("kernel_size", "stride", "padding"))
+
+    def along(axis: int) -> Callable[[Tensor], Tensor]:
+        size, step, border = (kernel[axis], 1), (stride[axis], 1), (padding[axis], 0)
+        rest = node._saved_ceil_mode, node._saved_count_include_pad
+        return lambda eye: F.avg_pool2d(eye, size, step, border, *rest)
+
+    return _separable(node, crops, along(0), along(1))
+
+
+def _adaptive_pool(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    if crops.shape == _signal(node):
+        return [crops]
+    ends = [lambda eye, size=size: F.adaptive_avg_pool2d(eye, (size, 1)) for size in crops.shape[1:]]
+    return _separable(node, crops, *ends)
+
+
+def _upsampled(mode: str) -> Callable[[Any, Crops, Channels], Pulled]:
+    def operation(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+        corners = {"align_corners": node._saved_align_corners} if mode == "bilinear" else {}
+        scales = [getattr(node, f"_saved_scales_{axis}", None) for axis in "hw"]
+        if any(scale is not None and size != scale * before
+               for scale, size, before in zip(scales, crops.shape[1:], _signal(node)[1:], strict=True)):  # fmt: skip
+            raise NotCropped
+        ends = [lambda eye, size=size: F.interpolate(eye, (size, 1), mode=mode, **corners) for size in crops.shape[1:]]
+        return _separable(node, crops, *ends)
+
+    return operation
+
+
+def _separable(node: Any, crops: Crops, down: Callable[[Tensor], Tensor], across: Callable[[Tensor], Tensor]) -> Pulled:
+    """An operation that is one matrix for the rows and one for the columns, given by what it does to a column."""
+    shape, values = _signal(node), crops.values
+    matrices = []
+    for size, of in zip(shape[1:], (down, across), strict=True):
+        eye = torch.eye(size, dtype=values.dtype, device=values.device).view(1, size, size, 1)
+        matrices.append(of(eye)[0, :, :, 0].T)
+    corners = None
+    if crops.corners is not None:
+        cut = [_cut(m, numbers) for m, numbers in zip(matrices, crops.rows(), strict=True)]
+        (rows, top), (columns, left) = cut
+        z = torch.einsum("nhi,nchw,nwj->ncij", rows, values, columns)
+        corners = torch.stack([top, left], 1)
+    else:
+        z = torch.einsum("hi,nchw,wj->ncij", matrices[0], values, matrices[1])
+    return [replace(crops, values=z, shape=shape, corners=corners).bounded()]
+
+
+def _cut(
+    matrix: Float[Tensor, "out size"], numbers: Int[Tensor, "N h"]
+) -> tuple[Float[Tensor, "N h s"], Int[Tensor, " N"]]:
+    """Some rows of a matrix each, cut to the columns that they reach, and the first of these."""
+    size = matrix.shape[1]
+    reached = matrix.ne(0)
+    columns = torch.arange(size, device=matrix.device)
+    first = torch.where(reached, columns, size).amin(1)
+    last = torch.where(reached, columns, -1).amax(1)
+    outside = (numbers < 0) | (numbers >= len(matrix))
+    inside = numbers.clamp(0, len(matrix) - 1)
+    start = torch.where(outside, size, first[inside]).amin(1)
+    width = max(1, int((torch.where(outside, -1, last[inside]).amax(1) - start).amax()) + 1)
+    where = start[:, None] + torch.arange(width, device=matrix.device)
+    cut = matrix[inside[:, :, None], where.clamp(max=size - 1)[:, None, :]]
+    return cut * ((where < size)[:, None, :] & ~outside[:, :, None]), start
+
+
+OPERATIONS: Mapping[str, Callable[[Any, Crops, Channels], Pulled]] = {
+    "ReluBackward0": _relu,
+    "WithSlopeBackward": _slope,
+    "MulBackward0": _product,
+    "AddBackward0": _sum,
+    "SubBackward0": _sum,
+    "CloneBackward0": _same,
+    "torch::autograd::CopyBackwards": _same,
+    "ExpandBackward0": _same,
+    "AliasBackward0": _same,
+    "CatBackward0": _cat,
+    "ConstantPadNdBackward0": _pad,
+    "ConvolutionBackward0": _convolution,
+    "MaxPool2DWithIndicesBackward0": _max_pool,
+    "AvgPool2DBackward0": _average_pool,
+    "AdaptiveAvgPool2DBackward0": _adaptive_pool,
+    "UpsampleNearest2DBackward0": _upsampled("nearest"),
+    "UpsampleBilinear2DBackward0": _upsampled("bilinear"),
+}
+"""What windows go through, by autograd's name of the operation; what is not here takes the full product."""
+KEEP_CHANNELS = frozenset(OPERATIONS) - {"ConvolutionBackward0", "CatBackward0"}
+"""Operations that leave every channel where it is."""

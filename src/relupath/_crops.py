@@ -1,0 +1,238 @@
+"""Cotangents that live on few places and channels of a layer: kept as windows, many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+WHOLE = 0.6
+"""From this share of a layer's places on, a window is not worth its bookkeeping."""
+SLICED = 0.25
+"""Up to this share of the channels, they are worth naming."""
+
+
+@dataclass(frozen=True)
+class Crops:
+    """N cotangents at one place of the network, zero outside their windows.
+
+    Attributes:
+        values: (N, *shape), or windows (N, c, h, w) of a place of shape (C, H, W).
+        shape: of the place, without the batch axis.
+        samples: to which sample of the batch each belongs.
+        corners: the first row and column of each window, which may lie outside the place; None: all of it.
+        channels: which channels each has; None: all.
+    """
+
+    values: Float[Tensor, "N ..."]
+    shape: tuple[int, ...]
+    samples: Int[Tensor, " N"]
+    corners: Int[Tensor, "N 2"] | None = None
+    channels: Int[Tensor, "N c"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def with_values(self, values: Float[Tensor, "N ..."]) -> Crops:
+        """The same windows, other values."""
+        return replace(self, values=values)
+
+    def rows(self) -> tuple[Int[Tensor, "N h"], Int[Tensor, "N w"]]:
+        """The row and column numbers of each window."""
+        (h, w), device = self.values.shape[2:], self.values.device
+        corners = torch.zeros(len(self), 2, dtype=torch.int64, device=device) if self.corners is None else self.corners
+        return corners[:, :1] + torch.arange(h, device=device), corners[:, 1:] + torch.arange(w, device=device)
+
+    def take(self, of: Tensor) -> Tensor:
+        """What a tensor (B, *shape), or one that broadcasts to it, holds in the windows; beyond its border anything."""
+        if of.ndim <= len(self.shape):
+            of = of.view(*[1] * (len(self.shape) + 1 - of.ndim), *of.shape)
+        samples = self.samples if len(of) > 1 else torch.zeros_like(self.samples)
+        if self.corners is None and self.channels is None:
+            return of if len(of) == 1 else of[samples]
+        _, channels, height, width = of.shape
+        rows, columns = self.rows()
+        rows = rows.clamp(0, height - 1) if height > 1 else torch.zeros_like(rows[:, :1])
+        columns = columns.clamp(0, width - 1) if width > 1 else torch.zeros_like(columns[:, :1])
+        if channels == 1:
+            which = torch.zeros(1, 1, dtype=torch.int64, device=of.device)
+        elif self.channels is None:
+            which = torch.arange(channels, device=of.device)[None]
+        else:
+            which = self.channels
+        return of[samples[:, None, None, None], which[:, :, None, None], rows[:, None, :, None],
+                  columns[:, None, None, :]]  # fmt: skip
+
+    def bounded(self) -> Crops:
+        """The same, zero where the windows lie outside the place."""
+        if self.corners is None:
+            return self
+        inside = [(n >= 0) & (n < size) for n, size in zip(self.rows(), self.shape[1:], strict=True)]
+        if all(bool(part.all()) for part in inside):
+            return self
+        rows, columns = inside
+        return self.with_values(self.values * (rows[:, None, :, None] & columns[:, None, None, :]))
+
+    def dense(self) -> Float[Tensor, "N ..."]:
+        """The cotangents with zeros around the windows."""
+        if self.corners is None and self.channels is None:
+            return self.values
+        whole = self.values.new_zeros(len(self), *self.shape)
+        alone = replace(self, samples=torch.arange(len(self), device=whole.device))
+        alone.sum_into(whole, self.values.new_ones(len(self)))
+        return whole
+
+    def all_channels(self) -> Crops:
+        """The same with every channel in its place."""
+        if self.channels is None:
+            return self
+        values = self.values.new_zeros(len(self), self.shape[0], *self.values.shape[2:])
+        where = self.channels[:, :, None, None].expand_as(self.values)
+        return replace(self, values=values.scatter_add_(1, where, self.values), channels=None)
+
+    def all_places(self) -> Crops:
+        """The same without windows."""
+        if self.corners is None:
+            return self
+        return replace(self, values=replace(self, channels=None, shape=(self.values.shape[1], *self.shape[1:])).dense(),
+                       corners=None)  # fmt: skip
+
+    def simplest(self) -> Crops:
+        """Without windows or channels where these are nearly all there are."""
+        if len(self.shape) != 3:
+            return self
+        crops, (c, h, w) = self, self.values.shape[1:]
+        if crops.corners is not None and h * w >= WHOLE * self.shape[1] * self.shape[2]:
+            crops = crops.all_places()
+        return crops.all_channels() if c > max(1, SLICED * self.shape[0]) else crops
+
+    def of_channels(self, channels: Int[Tensor, "N c"]) -> Crops:
+        """Some channels of each, given by their numbers; those that it has not are zero."""
+        if self.channels is None:
+            where = channels[:, :, None, None].expand(-1, -1, *self.values.shape[2:])
+            return replace(self, values=self.values.gather(1, where), channels=channels)
+        same = (self.channels[:, None, :] == channels[:, :, None]).to(self.values.dtype)
+        return replace(self, values=torch.einsum("nij,njhw->nihw", same, self.values), channels=channels)
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What cotangents that stand in one tensor have in common."""
+        return self.values.shape[1:], self.shape, self.corners is None, self.channels is None
+
+    def select(self, which: Int[Tensor, " M"]) -> Crops:
+        """Some of the N, in any order and number."""
+        corners = None if self.corners is None else self.corners[which]
+        channels = None if self.channels is None else self.channels[which]
+        return Crops(self.values[which], self.shape, self.samples[which], corners, channels)
+
+    def units(
+        self, which: Int[Tensor, " M"], channel: Int[Tensor, " M"] | None, corner: Int[Tensor, "M 2"] | None
+    ) -> Crops:
+        """One channel, one place, or one channel at one place, of some of the N; what they have not is zero."""
+        if corner is None:
+            return self.select(which).of_channels(channel[:, None]) if channel is not None else self.select(which)
+        mine = 0 if self.corners is None else self.corners[which]
+        row, column = (corner - mine).unbind(1)
+        height, width = self.values.shape[2:]
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        place = row.clamp(0, height - 1), column.clamp(0, width - 1)
+        channels = None if self.channels is None else self.channels[which]
+        if channel is None or channels is not None:
+            values = self.values[which, :, *place]
+        else:
+            values, channels = self.values[which, channel, *place][:, None], channel[:, None]
+        found = Crops((values * inside[:, None])[:, :, None, None], self.shape, self.samples[which], corner, channels)
+        return found if channel is None else found.of_channels(channel[:, None])
+
+    def shrunk(self) -> Crops:
+        """The same cotangents, which have no windows yet, in the smallest windows of one size, with few channels."""
+        if len(self.shape) != 3 or self.corners is not None or self.channels is not None:
+            return self
+        live = self.values != 0
+        ends = [_ends(live.any(axes)) for axes in ((1, 3), (1, 2))]
+        corners = torch.stack([first for first, _ in ends], 1)
+        height, width = (int(size.max()) for _, size in ends)
+        crops = self
+        if height * width < WHOLE * self.shape[1] * self.shape[2]:
+            crops = self.window(corners, (height, width))
+        used = live.any((2, 3)).sum(1).max()
+        if used <= SLICED * self.shape[0]:
+            order = live.any((2, 3)).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+            crops = crops.of_channels(order[:, : max(1, int(used))])
+        return crops
+
+    def sum_into(self, total: Float[Tensor, "B *shape"], factors: Float[Tensor, " N"]) -> None:
+        """Add the cotangents, each times a factor, to those of their samples."""
+        values = self.values * factors.view(-1, *[1] * (self.values.ndim - 1))
+        if self.corners is None and self.channels is None:
+            total.index_add_(0, self.samples, values)
+            return
+        total.index_put_(self._places(), values, accumulate=True)
+
+    def _places(self) -> tuple[Tensor, ...]:
+        """Where the windows' entries stand in (B, *shape); those outside, which are zero, at the border."""
+        rows, columns = (n.clamp(0, size - 1) for n, size in zip(self.rows(), self.shape[1:], strict=True))
+        channels = torch.arange(self.shape[0], device=rows.device)[None] if self.channels is None else self.channels
+        return (self.samples[:, None, None, None], channels[:, :, None, None], rows[:, None, :, None],
+                columns[:, None, None, :])  # fmt: skip
+
+    def window(self, corners: Int[Tensor, "N 2"], size: tuple[int, int]) -> Crops:
+        """Their values in other windows."""
+        rows, columns = replace(self, corners=corners, values=self.values[:, :, :1, :1].expand(-1, -1, *size)).rows()
+        mine = torch.zeros_like(corners) if self.corners is None else self.corners
+        rows, columns = rows - mine[:, :1], columns - mine[:, 1:]
+        height, width = self.values.shape[2:]
+        inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
+        number, which = (
+            torch.arange(len(self), device=rows.device),
+            torch.arange(self.values.shape[1], device=rows.device),
+        )
+        values = self.values[number[:, None, None, None], which[None, :, None, None],
+                             rows.clamp(0, height - 1)[:, None, :, None],
+                             columns.clamp(0, width - 1)[:, None, None, :]]  # fmt: skip
+        return replace(self, values=values * inside, corners=corners)
+
+
+def added(some: Sequence[Crops]) -> Crops:
+    """The sum of cotangents at the same place, in windows that hold all of theirs."""
+    first = some[0]
+    if len(some) == 1:
+        return first
+    if len(first.shape) == 3:
+        if not all(_equal(crops.channels, first.channels) for crops in some):
+            some = [crops.all_channels() for crops in some]
+        corners = [crops.corners for crops in some if crops.corners is not None]
+        if len(corners) < len(some):
+            some = [crops.all_places() for crops in some]
+        else:
+            starts = torch.stack(corners)
+            sizes = torch.tensor([list(crops.values.shape[2:]) for crops in some], device=starts.device)
+            height, width = (starts + sizes[:, None] - starts.amin(0)).amax((0, 1)).tolist()
+            some = [crops.window(starts.amin(0), (height, width)) for crops in some]
+    return some[0].with_values(torch.stack([crops.values for crops in some]).sum(0)).simplest()
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def joined(some: Sequence[Crops]) -> Crops:
+    """Cotangents of one form, one after the other."""
+    values, samples = (torch.cat(column) for column in zip(*((c.values, c.samples) for c in some), strict=True))
+    corners, channels = (
+        None if column[0] is None else torch.cat([part for part in column if part is not None])
+        for column in zip(*((c.corners, c.channels) for c in some), strict=True)
+    )
+    return Crops(values, some[0].shape, samples, corners, channels)
+
+
+def _ends(live: Bool[Tensor, "N size"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """The first live number of each row, and how many there are up to the last one; at least one."""
+    numbers = torch.arange(live.shape[1], device=live.device)
+    first = torch.where(live, numbers, live.shape[1]).amin(1)
+    last = torch.where(live, numbers, -1).amax(1)
+    alive = last >= 0
+    return torch.where(alive, first, 0), torch.where(alive, last - first + 1, 1)

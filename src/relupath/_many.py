@@ -1,0 +1,239 @@
+"""Many paths at one input: their linear models share the recorded pass, common beginnings and every product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ._crops import SLICED, Crops, joined
+from ._frozen import Frozen
+from ._linear import PathModel, inner, mask_of_step, refuse_order
+from ._memory import at_once
+from ._paths import Path, Step
+from ._products import Products
+from ._targets import TargetLike, resolve
+from ._tested import TOLERANCE
+from ._units import Layer, refuse_unit
+from .errors import IncompleteError, PathError
+
+
+def linear_models(
+    frozen: Frozen,
+    paths: Sequence[Path],
+    target: TargetLike = None,
+    *,
+    samples: Sequence[int] | None = None,
+    max_bytes: int | None = None,
+) -> PathModel:
+    """The linear models of K paths as rows of one: row k is what ``linear_model`` gives for path k.
+
+    All share the recorded forward pass. Beginnings that paths have in common, from the output down, are computed once,
+    a path through dead units costs nothing more, and the cotangents of many paths go down together: in windows of
+    their receptive field where they live on few places, with those kernels alone whose channels they name.
+
+    Args:
+        frozen: the recorded network.
+        paths: K paths, each step on one layer.
+        target: what is explained, one for all paths or one a path; None means each sample's predicted class.
+        samples: for each path the sample of the batch; None where there is one sample.
+        max_bytes: how much memory the products may take at once; None: a part of what is free.
+
+    Raises:
+        PathError: there is no path, a step is over layers side by side, samples and paths do not fit, or as
+            ``linear_model``.
+        UnknownLayerError: a layer is not recorded.
+        TargetError: the target does not fit the output or is not linear.
+        IncompleteError: the weights and the constants of the network do not add up to the paths' values, or the
+            products in windows to the full ones.
+
+    Source: section 3 of the paper, for many paths at once.
+    """
+    rows = _samples(frozen, paths, samples)
+    functional = resolve(target, frozen.output[rows])
+    products = Products(frozen, at_once(frozen.output.device, max_bytes))
+    ends = _Descent(products, paths).ends(functional.gradient, rows)
+    value = functional.gradient.new_zeros(len(paths))
+    for end in ends:
+        terms = end.crops.values * end.crops.take(end.layer.output)
+        value[end.path] = terms.flatten(1).sum(1)[end.row]
+    whole = torch.tensor([not path for path in paths], device=value.device)
+    value = torch.where(whole, functional.value, value)
+    weights = _weights(products, ends, rows)
+    bias = value - inner(weights, [x.output[rows] for x in frozen.inputs])
+    return PathModel(weights if len(weights) > 1 else weights[0], bias, value, functional.labels)
+
+
+def _samples(frozen: Frozen, paths: Sequence[Path], samples: Sequence[int] | None) -> Int[Tensor, " K"]:
+    """The sample of each path."""
+    for path in paths:
+        if not isinstance(path, Path):
+            raise PathError(f"a path is a relupath.Path, such as Path.of([(layer, unit)]); got {path!r}")
+        if any(step.beside for step in path.steps):
+            raise PathError(f"linear_models takes paths with one layer a step; use linear_model for {path}")
+    if not paths:
+        raise PathError("there is no path: give at least one")
+    if samples is None and frozen.batch > 1:
+        raise PathError(f"there are {frozen.batch} samples: say with samples=[...] to which each path belongs")
+    chosen = [0] * len(paths) if samples is None else [*samples]
+    if len(chosen) != len(paths):
+        raise PathError(f"{len(chosen)} samples for {len(paths)} paths: give one a path")
+    if not all(isinstance(b, int) and 0 <= b < frozen.batch for b in chosen):
+        raise PathError(f"a sample is a number from 0 to {frozen.batch - 1}; got {chosen}")
+    return torch.tensor(chosen, device=frozen.output.device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Cotangents that stand at one layer, and whose they are.
+
+    Attributes:
+        layer: the layer.
+        crops: the cotangents.
+        path: numbers of paths.
+        row: for each of them, which cotangent is its.
+    """
+
+    layer: Layer
+    crops: Crops
+    path: list[int]
+    row: list[int]
+
+
+Kind = tuple[bool, bool]
+"""Whether a unit names its channel, and its place."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Descent:
+    """From the output down, step by step; equal beginnings go together.
+
+    Attributes:
+        products: gives the products.
+        paths: the paths.
+    """
+
+    products: Products
+    paths: Sequence[Path]
+
+    def ends(self, gradient: Float[Tensor, "K ..."], samples: Int[Tensor, " K"]) -> list[_Piece]:
+        """The cotangents at each path's lowest step; a path through dead units has none."""
+        both = torch.cat([samples[:, None].to(gradient.dtype), gradient.flatten(1)], 1)
+        distinct, row = torch.unique(both, dim=0, return_inverse=True)
+        crops = Crops(
+            distinct[:, 1:].reshape(-1, *gradient.shape[1:]), tuple(gradient.shape[1:]), distinct[:, 0].long()
+        )
+        front = [_Piece(self.products.frozen.top, crops, list(range(len(self.paths))), row.tolist())]
+        ends = []
+        for depth in range(max(map(len, self.paths)) + 1):
+            for piece in front:
+                done = [(p, r) for p, r in zip(piece.path, piece.row, strict=True) if len(self.paths[p]) == depth]
+                if done:
+                    ends.append(_Piece(piece.layer, piece.crops, [p for p, _ in done], [r for _, r in done]))
+            front = [lower for piece in front for lower in self._step(piece, depth)]
+        return ends
+
+    def _step(self, piece: _Piece, depth: int) -> Iterator[_Piece]:
+        """One step down: on each layer and for each kind of unit a piece, or several as memory allows."""
+        groups: dict[tuple[str, Kind | None], dict[tuple[int, Step], list[int]]] = {}
+        for path, row in zip(piece.path, piece.row, strict=True):
+            if len(self.paths[path]) > depth:
+                step = self.paths[path].steps[-1 - depth]
+                layer = self.products.frozen.layer_of_path(step.layer)
+                mine = groups.setdefault((step.layer, _kind(step, layer)), {})
+                mine.setdefault((row, step), []).append(path)
+        for (name, kind), children in groups.items():
+            layer = self.products.frozen.layer_of_path(name)
+            refuse_order(self.products.frozen, [layer], [piece.layer], self.paths[next(iter(children.values()))[0]])
+            found: dict[tuple[object, ...], list[tuple[Crops, list[list[int]]]]] = {}
+            for crops, owners in self._chosen(piece, layer, kind, children):
+                found.setdefault(crops.form, []).append((crops, owners))
+            for some in found.values():
+                owners = [paths for _, part in some for paths in part]
+                pairs = [(path, row) for row, paths in enumerate(owners) for path in paths]
+                crops = joined([crops for crops, _ in some])
+                yield _Piece(layer, crops, [path for path, _ in pairs], [row for _, row in pairs])
+
+    def _chosen(
+        self, piece: _Piece, layer: Layer, kind: Kind | None, children: Mapping[tuple[int, Step], list[int]]
+    ) -> Iterator[tuple[Crops, list[list[int]]]]:
+        """What comes to the units of one layer, and whose it is; without units to which nothing comes."""
+        parents = sorted({row for row, _ in children})
+        crops = piece.crops.select(torch.tensor(parents, device=piece.crops.values.device))
+        wanted = _wanted(children, layer) if kind is not None and kind[0] else None
+        size = 1 if kind == (True, True) else math.prod(layer.shape)
+        count = max(1, self.products.most // (4 * size * layer.output.element_size()))
+        for part, pulled in self.products.parts(piece.layer, crops, layer, wanted):
+            numbers = {row: number for number, row in enumerate(parents[part])}
+            every = [(numbers[row], step, paths) for (row, step), paths in children.items() if row in numbers]
+            for start in range(0, len(every), count):
+                rows, steps, owners = zip(*every[start : start + count], strict=True)
+                cut = _cut(pulled, rows, steps, layer, kind)
+                live = cut.values.flatten(1).any(1).nonzero()[:, 0]
+                if len(live):
+                    yield cut.select(live), [owners[i] for i in live.tolist()]
+
+
+def _kind(step: Step, layer: Layer) -> Kind | None:
+    """What the one unit of a step on channels and places names; None for other steps."""
+    if step.but or len(step.units) != 1 or len(layer.shape) != 3:
+        return None
+    refuse_unit(step.units[0], layer)
+    channel, row, column = (i is not None for i in step.units[0])
+    return (channel, row) if row == column else None
+
+
+def _wanted(children: Collection[tuple[int, Step]], layer: Layer) -> Int[Tensor, "N c"] | None:
+    """The channels that are looked at of each parent, where they are equally many and few."""
+    channels: dict[int, dict[int, None]] = {}
+    for row, step in sorted(children, key=lambda child: child[0]):
+        channels.setdefault(row, {})[step.units[0][0] or 0] = None
+    counts = {len(some) for some in channels.values()}
+    if len(counts) > 1 or max(counts) > SLICED * layer.shape[0]:
+        return None
+    return torch.tensor([list(some) for some in channels.values()], device=layer.output.device)
+
+
+def _cut(pulled: Crops, rows: Sequence[int], steps: Sequence[Step], layer: Layer, kind: Kind | None) -> Crops:
+    """The units of each step, of one row each."""
+    device = pulled.values.device
+    which = torch.tensor(rows, device=device)
+    if kind is None:
+        masks = {step: mask_of_step(step, layer) for step in dict.fromkeys(steps)}
+        values = pulled.select(which).dense() * torch.stack([masks[step] for step in steps])
+        return Crops(values, layer.shape, pulled.samples[which]).shrunk()
+    units = [step.units[0] for step in steps]
+    channel = torch.tensor([unit[0] for unit in units], device=device) if kind[0] else None
+    corner = torch.tensor([unit[1:] for unit in units], device=device) if kind[1] else None
+    return pulled.units(which, channel, corner)
+
+
+def _weights(products: Products, ends: Sequence[_Piece], samples: Int[Tensor, " K"]) -> tuple[Tensor, ...]:
+    """The weights of all paths for each explained input.
+
+    Raises:
+        IncompleteError: their sum, with signs at random, is not what the full product gives.
+    """
+    frozen, count = products.frozen, len(samples)
+    weights = [x.output.new_zeros(count, *x.shape) for x in frozen.inputs]
+    signs = torch.randint(2, (count,), generator=torch.Generator().manual_seed(0)).to(weights[0]) * 2 - 1
+    totals: dict[Layer, Tensor] = {}
+    for end in ends:
+        path, row = (torch.tensor(numbers, device=signs.device) for numbers in (end.path, end.row))
+        for x, weight in zip(frozen.inputs, weights, strict=True):
+            for part, pulled in products.parts(end.layer, end.crops, x, verify=False):
+                mine = (row >= part.start) & (row < part.stop)
+                weight[path[mine]] = pulled.dense()[row[mine] - part.start]
+        total = totals.setdefault(end.layer, torch.zeros_like(end.layer.output))
+        end.crops.sum_into(total, signs.new_zeros(len(end.crops)).index_add_(0, row, signs[path]))
+    for whole, weight in zip(frozen.to_inputs(totals) if totals else [], weights, strict=False):
+        signed = weight * signs.view(-1, *[1] * (weight.ndim - 1))
+        difference = torch.zeros_like(whole).index_add_(0, samples, signed) - whole
+        size = torch.zeros_like(whole).index_add_(0, samples, weight.abs()).amax()
+        if not difference.abs().amax() <= TOLERANCE[whole.dtype] * size:
+            raise IncompleteError("the products of the single paths do not add up to that of all of them together")
+    return tuple(weights)

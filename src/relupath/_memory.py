@@ -1,0 +1,21 @@
+"""How much memory products may take at once."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+MOST = 2**29
+"""On a processor, more at once is no faster."""
+
+
+def at_once(device: torch.device, max_bytes: int | None = None) -> int:
+    """The bytes that products may take at once on a device: what the user says, or a part of what is free."""
+    if max_bytes is not None:
+        return max_bytes
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 4
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return min(MOST, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
+    return MOST
