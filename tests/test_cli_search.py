@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 import relupath
 from relupath import cli, runs
@@ -49,11 +50,33 @@ def test_the_tree_adds_up(place):  # noqa: F811
     )
     assert result.exit_code == 0, result.output
     numbers = json.loads((place / "n.json").read_text())
+    with Image.open(place / "photo.explained.tree.png") as figure:
+        assert figure.size[0] >= 1200
+    assert "wrote photo.explained.tree.png" in result.output
     tree = relupath.Node.from_dict(numbers["tree"])
     assert str(tree) in result.output
     assert tree.value == pytest.approx(numbers["rows"][0]["whole"]["value"], rel=1e-5)
     assert sum(leaf.value for leaf in tree.leaves()) == pytest.approx(tree.value, rel=1e-4)
     assert max(len(leaf.path) for leaf in tree.leaves()) == 2
+
+
+def test_a_tree_figure_that_cannot_be_written_is_refused_at_once(place):  # noqa: F811
+    assert run(*MINE, "-o", "f.svg").exit_code == 0
+    assert not (place / "f.tree.svg").exists()
+    (place / "f.svg").write_text("precious")
+    (place / "f.tree.svg").mkdir()
+    result = run(*MINE, "--tree", "-o", "f.svg")
+    assert result.exit_code == 1
+    assert "f.tree.svg cannot be written" in result.output
+    assert (place / "f.svg").read_text() == "precious"
+
+
+def test_bias_and_tree_draw_a_figure_each(place):  # noqa: F811
+    result = run(*MINE, "--tree", "--bias", "--bare", "-o", "f.pdf")
+    assert result.exit_code == 0, result.output
+    for name in ("f.pdf", "f.bias.pdf", "f.tree.pdf"):
+        assert (place / name).read_bytes().startswith(b"%PDF")
+        assert f"wrote {name}" in result.output
 
 
 def test_where_the_network_errs_the_wrong_class_comes_first(place):  # noqa: F811

@@ -99,7 +99,7 @@ def test_the_bias_figures_maps_sum_to_their_numbers_on_one_scale(classifier, tmp
         assert row.origin.unplaced == pytest.approx(row.origin.layers["output"])
     limits = {panels[4 * r].images[0].get_clim() for r in range(3)}
     assert len(limits) == 1
-    draw.save_bias(explanation, tmp_path / "bias.png", bare=True)
+    draw.save(fig, tmp_path / "bias.png")
     assert (tmp_path / "bias.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -81,7 +81,7 @@ SEARCHING = (
         help="What counts as one unit: neurons, channels, locations or heads:N.",
     ),
     click.option("--ablate", is_flag=True, help="Also run the model without each path's units."),
-    click.option("--tree", is_flag=True, help="Print the decision as a tree of paths that adds up."),
+    click.option("--tree", is_flag=True, help="Print the decision as a sum of paths; draws another figure, *.tree.*"),
     click.option("--tree-depth", type=click.IntRange(min=1), default=2, show_default=True, help="Layers of the tree."),
     click.option("--tree-width", type=click.IntRange(min=1), default=4, show_default=True, help="Units a layer there."),
 )
@@ -103,7 +103,7 @@ def searching(command: Callable[..., None]) -> Callable[..., None]:
 @searching
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
 @click.option("--bare", is_flag=True, help="Leave the photo out of the figure: maps and numbers only.")
-@click.option("--bias", is_flag=True, help="Also say which layers' biases decide; draws a second figure, *.bias.*")
+@click.option("--bias", is_flag=True, help="Also say which layers' biases decide; draws another figure, *.bias.*")
 @loading
 def explain(photo: Path | None, output: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
     """Say why the network decided as it did on PHOTO, and what speaks for the next best class.
@@ -111,10 +111,11 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
     Without PHOTO the embedded demo explains a scene that it draws itself.
     """
     output = output or Path(f"{photo.stem if photo else 'scene'}.explained.png")
-    figures = (output, output.with_stem(f"{output.stem}.bias"))[: 1 + options["bias"]]
+    more = {f"{kind}_figure": output.with_stem(f"{output.stem}.{kind}") for kind in ("bias", "tree") if options[kind]}
+    figures = {"figure": output, **more}
     with _spoken():
-        for figure in figures:
-            files.writable(figure, (".png", ".pdf", ".svg"))
+        for file in figures.values():
+            files.writable(file, (".png", ".pdf", ".svg"))
         if photo is None and options["model"] != "creatures":
             raise UsageError(f"give a PHOTO for {options['model']}: only the model creatures draws its own scenes")
         with _progress(quiet) as progress, _json(json_path) as write:
@@ -124,13 +125,12 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
             explanation = relupath.runs.explain(classifier, picture, *classes, plan=plan, progress=progress)
             progress("drawing")
             write(explanation.to_dict())
-            relupath.draw.save(explanation, output, bare=options["bare"])
-            if options["bias"]:
-                relupath.draw.save_bias(explanation, figures[1], bare=options["bare"])
+            for kind, file in figures.items():
+                relupath.draw.save(getattr(relupath.draw, kind)(explanation, bare=options["bare"]), file)
     click.echo(_report(explanation))
     if options["bias"]:
         click.echo(_biases(explanation))
-    for written in filter(None, (*figures, json_path)):
+    for written in filter(None, (*figures.values(), json_path)):
         click.echo(f"wrote {written}")
 
 
