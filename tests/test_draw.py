@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import runpy
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch import nn
 
 import relupath
 from nets import randomise
-from relupath import Node, _draw_tree, draw, runs
+from relupath import Node, _draw_tree, _search, draw, runs
 from relupath.errors import InputError, UsageError
 from relupath.images import Picture
 from relupath.models import Classifier
@@ -258,3 +260,37 @@ def test_the_left_column_of_the_explanation_is_in_step_with_its_rows():
         assert ("BEST CLASSES" in said) == (len(part.rows) > 1)
         if len(part.rows) > 1:
             assert all(f"{100 * score.probability:.1f} %" in said for score in part.best)
+
+
+# --- the pictures of the documentation ---
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_every_search_has_a_section_with_a_small_picture_that_the_script_draws():
+    script = runpy.run_path(str(DOCS / "pictures.py"))
+    page = (DOCS / "searches.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    told = {name: re.findall(r"\(images/search-(.*?)\.png\)", text) for name, text in sections if name in dir(relupath)}
+    searches = {name for name in dir(relupath) if isinstance(getattr(relupath, name), type)}
+    searches = {name for name in searches if issubclass(getattr(relupath, name), _search.Search)}
+    assert set(told) == {*searches, "decompose"}
+    assert all(len(pictures) == 1 for pictures in told.values())
+    assert {picture for (picture,) in told.values()} == set(script["PLANS"])
+    for name, (picture,) in told.items():
+        plan = script["PLANS"][picture]
+        assert name == ("decompose" if plan.tree else type(plan.search).__name__)
+        assert (DOCS / "images" / f"search-{picture}.png").stat().st_size <= 150_000
+
+
+def test_a_picture_of_the_documentation_keeps_its_colours(tmp_path):
+    script = runpy.run_path(str(DOCS / "pictures.py"))
+    fig = draw.tree_figure(explained(1, 2))
+    script["picture"](fig, tmp_path / "few.png")
+    fig.savefig(tmp_path / "all.png", dpi=100)
+    few, every = (np.asarray(Image.open(tmp_path / f"{n}.png").convert("RGB")).astype(int) for n in ("few", "all"))
+    assert few.shape == every.shape
+    assert np.abs(few - every).mean() < 2
+    red = every[..., 0] - every[..., 2]
+    sides = np.sign(red) == np.sign(few[..., 0] - few[..., 2])
+    assert sides[np.abs(red) > 40].mean() > 0.99, "what speaks for stays red, what speaks against blue"
