@@ -14,6 +14,7 @@ from torch import Tensor
 from ._crops import Crops, added
 from ._frozen import Frozen
 from ._segments import route
+from ._sources import refuse_changed
 from ._units import Layer
 
 Place: TypeAlias = tuple[Any, int]
@@ -39,6 +40,7 @@ class Way:
         largest: the most bytes that one cotangent took on the way so far.
 
     Raises:
+        ModelError: a constant was changed since the network was frozen.
         NotCropped: nothing leads down, or on the way an operation mixes all places.
     """
 
@@ -47,16 +49,21 @@ class Way:
         self.nodes = sorted(route(upper.edge, lower.edge), key=lambda node: -node._sequence_nr())
         self.on_way = set(self.nodes)
         self.largest = 0
+        refuse_changed(frozen.sources)
+        self.constants: dict[Place, list[Tensor]] = {}
+        for source in frozen.sources:
+            self.constants.setdefault((source.edge.node, source.edge.output_nr), []).append(source.constant)
         known = all(node.name() in OPERATIONS for node in self.nodes)
         if frozen.writes_to_views or len(upper.shape) != 3 or not self.nodes or not known:
             raise NotCropped
 
-    def pull(self, crops: Crops, wanted: Channels = None) -> Crops:
+    def pull(self, crops: Crops, wanted: Channels = None, biases: list[Tensor] | None = None) -> Crops:
         """Vector-Jacobian products, ``(d upper / d lower)^T cotangent``, in windows.
 
         Args:
             crops: the cotangents.
             wanted: the only channels of the lower layer that are looked at afterwards; None: all.
+            biases: is given what each constant on the way adds to ``<cotangent, upper>``, and its size, (2, N) each.
 
         Raises:
             NotCropped: an operation is of a kind that windows do not go through.
@@ -68,6 +75,8 @@ class Way:
                 if (node, 0) not in met:
                     raise NotCropped
                 above = added(met.pop((node, 0))).simplest()
+                if biases is not None:
+                    biases += map(above.dot, self.constants.get((node, 0), []))
                 channels = [wanted if narrow.get(place, False) else None for place in node.next_functions]
                 pulled = OPERATIONS[node.name()](node, above, channels[0])
                 for place, part, some in zip(node.next_functions, pulled, channels, strict=False):

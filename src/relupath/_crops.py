@@ -66,6 +66,14 @@ class Crops:
         return of[samples[:, None, None, None], which[:, :, None, None], rows[:, None, :, None],
                   columns[:, None, None, :]]  # fmt: skip
 
+    def dot(self, of: Tensor) -> Float[Tensor, "2 N"]:
+        """<cotangent, of> for a tensor (B, *shape), or one that broadcasts to it; and the sum of the terms' sizes."""
+        of = self.take(of)
+        repeats = [axis for axis, size in enumerate(of.shape) if size == 1 < self.values.shape[axis] and axis > 0]
+        terms = (self.values.sum(repeats, keepdim=True) if repeats else self.values) * of
+        terms = terms.flatten(1)
+        return torch.stack([terms.sum(1), terms.abs().sum(1)])
+
     def bounded(self) -> Crops:
         """The same, zero where the windows lie outside the place."""
         if self.corners is None:

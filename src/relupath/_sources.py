@@ -63,9 +63,7 @@ def reduced(sources: Sequence[Source], reduce: Callable[[Tensor, Tensor], T]) ->
     Raises:
         ModelError: something has written to a constant.
     """
-    for source in sources:
-        if version_of(source.constant) != source.version:
-            raise ModelError(f"the constant {source.name!r} was changed since the network was frozen: freeze again")
+    refuse_changed(sources)
     tally: dict[Source, T] = {}
     by_node = defaultdict(list)
     for source in sources:
@@ -86,6 +84,17 @@ def reduced(sources: Sequence[Source], reduce: Callable[[Tensor, Tensor], T]) ->
     finally:
         for handle in handles:
             handle.remove()
+
+
+def refuse_changed(sources: Sequence[Source]) -> None:
+    """Refuse constants that something has written to.
+
+    Raises:
+        ModelError: it has.
+    """
+    for source in sources:
+        if version_of(source.constant) != source.version:
+            raise ModelError(f"the constant {source.name!r} was changed since the network was frozen: freeze again")
 
 
 def _sum_of_product(gradient: Tensor, constant: Tensor) -> Tensor:
