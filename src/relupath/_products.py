@@ -37,8 +37,8 @@ class Products:
     ) -> Iterator[tuple[slice, Crops]]:
         """The products of all cotangents, part by part: which of them, and ``(d upper / d lower)^T cotangent``.
 
-        Those down to an explained input are verified, ``<v, upper> = <W, x> + sum <dv/ds, s>`` over the constants s: each,
-        or their sum; of those in windows between hidden layers the first is compared with the full one.
+        Those down to an explained input are verified, ``<v, upper> = <W, x> + sum <dv/ds, s>`` over the constants s:
+        each, or their sum; of those in windows between hidden layers the first is compared with the full one.
 
         Args:
             upper: where the cotangents stand.
