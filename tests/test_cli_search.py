@@ -20,6 +20,7 @@ MINE = ("photo.png", "--model", "mine.py:net", "--quiet")
         ("--search", "beam", "--k", "2", "--depth", "1"),
         ("--search", "best-first", "--budget", "4", "--partition", "locations"),
         ("--search", "exact", "--k", "3"),
+        ("--search", "exact", "--partition", "channels"),
         ("--ablate", "--partition", "heads:5", "--depth", "1"),
     ],
     ids=lambda asked: " ".join(asked),
@@ -121,7 +122,6 @@ def test_the_causal_check_is_that_of_the_library(place):  # noqa: F811
     (("--search", "guess"), "'guess' is not one of"),
     (("--search", "beam", "--k", "0"), "k must be at least 1; got 0"),
     (("--search", "mass", "--share", "2"), "share must be above 0 and at most 1; got 2.0"),
-    (("--search", "exact", "--partition", "channels"), "joins neurons of layer"),
     (("--partition", "heads:7"), "cannot be cut into 7 blocks"),
 ])  # fmt: skip
 def test_wrong_usage_is_one_sentence(place, asked, said):  # noqa: F811

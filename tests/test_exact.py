@@ -9,15 +9,31 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import relupath
 from asserts import assert_same_model
-from cases import TARGETS
+from cases import TARGETS, Modulo
 from nets import JOINS, STYLES, Lambda, build, example, inputs, layered, randomise
 from reference import LayeredTwin, between
-from relupath import Exact, Greedy, Path, channels, find_paths, freeze, labels, linear_model, logit, path_mass
+from relupath import (
+    Beam,
+    Exact,
+    Greedy,
+    Path,
+    channels,
+    find_paths,
+    freeze,
+    labels,
+    linear_model,
+    locations,
+    logit,
+    neurons,
+    path_mass,
+)
 from relupath import _segments as segments
+from relupath._search.exact import _Bounds
 from relupath._segments import Factored, Merged, NotFactored, Rows, next_layers
 from relupath.errors import PathError
 
@@ -57,6 +73,31 @@ class Listed:
             units[layer] = np.broadcast_to(np.arange(len(listed))[:, None], listed.shape)
         return listed, units
 
+    def over_units(self, partitions, shapes):
+        """All complete paths over units, listed: each by (layer, label) pairs from the top down, with its value."""
+        found = {}
+        matrices = {
+            (layer, lower): np.asarray(self.derivative(layer, lower)).reshape(
+                1 if layer == "output" else len(self.values[layer]), -1
+            )
+            for layer, lowers in self.follow.items()
+            for lower in lowers
+        }
+
+        def down(layer, v, steps):
+            for lower in self.follow[layer]:
+                pulled = v @ matrices[layer, lower]
+                labels = partitions[lower].labels(shapes[lower]).flatten().numpy()
+                for index in range(labels.max() + 1):
+                    here, masked = (*steps, (lower, index)), pulled * (labels == index)
+                    if self.follow[lower]:
+                        down(lower, masked, here)
+                    else:
+                        found[here] = masked @ np.asarray(self.values[lower])
+
+        down("output", np.ones(1), ())
+        return found
+
     def best(self, k):
         """The k largest positive values."""
         top = np.sort(self.value)[::-1][:k]
@@ -88,6 +129,28 @@ def assert_best(found, b, listed, k, shapes):
     for path, value in zip(found.ranked[b], found.values[b], strict=True):
         assert listed.value_of(path, shapes) == pytest.approx(value, rel=RELATIVE)
     assert ("no more than" in found.stopped[b]) == (len(expected) < k)
+
+
+def assert_best_over_units(found, b, listed, k, partitions, shapes):
+    """The values are the k largest of all; each path is the listed one of its value; no path comes twice."""
+    every = listed.over_units(partitions, shapes)
+    size = max(map(abs, every.values()))
+    best = [value for value in sorted(every.values(), reverse=True)[:k] if value > RELATIVE * size]
+    if not best:
+        assert not any(value > RELATIVE * size for value in found.values[b]) or not found.paths[b].steps
+        return 0
+    some = list(zip(found.ranked[b], found.values[b], strict=True))[: len(best)]
+    assert [value for _, value in some] == pytest.approx(best, rel=RELATIVE, abs=RELATIVE * size)
+    assert len({path for path, _ in some}) == len(best)
+    for path, value in some:
+        steps = []
+        for name, units in reversed(steps_of(path)):
+            own = partitions[name].labels(shapes[name])
+            index = int(own[tuple(i or 0 for i in units[0])])
+            assert partitions[name].units(index, shapes[name]) == units
+            steps.append((name, index))
+        assert every[tuple(steps)] == pytest.approx(value, rel=RELATIVE, abs=RELATIVE * size)
+    return len(best)
 
 
 def assert_mass(mass, b, listed, shapes):
@@ -304,6 +367,117 @@ def test_branches_skips_and_pieces(case):
     assert_mass(mass, 1, listed, shapes_of(frozen))
 
 
+# --- units of several neurons ---
+
+
+def random_partitions(seed, shapes):
+    """Of each layer single neurons, a few scattered units, or everything in one."""
+    random = np.random.default_rng(seed)
+    kinds = [neurons, Modulo(2), Modulo(3), Modulo(1)]
+    return {name: kinds[random.integers(len(kinds))] for name in shapes}
+
+
+@pytest.mark.parametrize("tens", range(0, 8, 2))
+def test_units_of_layered_networks_with_skips(tens):
+    compared = 0
+    for seed in range(10 * tens, 10 * tens + 20):
+        model, widths, kept = random_layered(seed)
+        x = example((widths[0],), seed, 2)
+        frozen = freeze(model, x)
+        layers, k, shapes = [frozen.layers[l - 1] for l in kept], 1 + seed % 7, shapes_of(frozen)
+        partitions = random_partitions(seed, [layer.name for layer in layers])
+        found = find_paths(frozen, logit(0), Exact(k), layers=layers, partition=partitions)
+        for b in range(2):
+            listed = listed_layered(model, x[b], [1.0] + [0.0] * (widths[-1] - 1), kept)
+            compared += assert_best_over_units(found, b, listed, k, partitions, shapes)
+        assert_same_model(found.model, linear_model(frozen, logit(0), found.paths), 1.0)
+    assert compared > 10
+
+
+UNITS = {
+    "channels": lambda number: channels,
+    "locations": lambda number: locations,
+    "scattered": lambda number: Modulo(4),
+    "every second": lambda number: (neurons, Modulo(3))[number % 2],
+}
+
+
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("case", BRANCHES)
+def test_units_of_branches_skips_and_pieces(case, units):
+    """Also row by row, and where no bounds can be had, so that every beginning is tried."""
+    name, follow = case.split()[0], BRANCHES[case]
+    frozen = freeze(build(name, 5), inputs(name, 5))
+    layers = [layer for layer in frozen.layers if layer.name in follow]
+    partitions = {layer.name: UNITS[units](number) for number, layer in enumerate(layers)}
+    if any(p is locations and len(frozen.layer(n).shape) < 2 for n, p in partitions.items()):
+        partitions = {n: p if len(frozen.layer(n).shape) > 1 else neurons for n, p in partitions.items()}
+    if math.prod(partitions[layer.name].count(layer.shape) for layer in layers) > 30_000:
+        pytest.skip("too many paths to list")
+    listed = listed_by_products(frozen, follow, 2, 1)
+    costs = []
+    for bounds in (_Bounds._through, endless):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_Bounds, "_through", bounds)
+            found = find_paths(frozen, 2, Exact(40), layers=layers, partition=partitions)
+        costs.append(found.cost.products)
+        assert assert_best_over_units(found, 1, listed, 40, partitions, shapes_of(frozen)) > 0
+    assert costs[0] != costs[1] or len(layers) == 1
+
+
+def endless(bounds, layer, below):
+    """Bounds that say nothing; of single neurons there are none such."""
+    bounds.single.discard(layer)
+    whole = layer.output.new_full((len(layer.output), layer.output[0].numel()), math.inf, dtype=torch.float64)
+    return whole, -whole
+
+
+def test_the_bounds_over_units_are_sums_of_the_better_ends():
+    for case, (_, forward, parts) in SEGMENTS.items():
+        frozen = freeze(randomise(Lambda(forward, **parts), 1), example((2, 6, 6), 0, 2))
+        lower, upper = frozen.layers
+        n = lower.output[0].numel()
+        ends = example((n,), 0, 2), example((n,), 1, 2)
+        high, low = torch.maximum(*ends), torch.minimum(*ends)
+        own = Modulo(4).labels(lower.shape).flatten()
+        (rows,) = segments.rows(frozen, upper, torch.arange(upper.output[0].numel()), [lower])
+        sums = [
+            torch.stack([pick(rows * high, rows * low)[:, :, own == u].sum(2) for u in range(4)])
+            for pick in (torch.maximum, torch.minimum)
+        ]
+        found = segments.segment(frozen, upper, lower, 1000).extremes_of_units(high, low, own)
+        torch.testing.assert_close(found[0], sums[0].amax(0).T, rtol=1e-10, atol=1e-12, msg=case)
+        torch.testing.assert_close(found[1], sums[1].amin(0).T, rtol=1e-10, atol=1e-12, msg=case)
+
+
+def test_a_unit_that_adds_nothing_by_itself_may_be_on_the_best_path():
+    """The two neurons on top cancel, but each goes on to another unit."""
+    model = randomise(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model[0].weight.copy_(torch.eye(2))
+        model[2].weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 3.0], [0.1, 0.0]]))
+        model[4].weight.copy_(torch.tensor([[1.0, -1.0, 1.0]]))
+    frozen = freeze(model, torch.ones(1, 2, dtype=torch.float64))
+    units = {"3": labels(torch.tensor([0, 0, 1])), "1": neurons}
+    found = find_paths(frozen, 0, Exact(), partition=units)
+    assert found.values[0] == pytest.approx((3.0,))
+    assert found.paths[0] == Path.of([("1", (0,)), ("3", [(0,), (1,)])], target="logit 0")
+
+
+def test_bounds_leave_little_to_try_over_the_channels_of_a_trained_network():
+    """Three layers of 112 and 96 channels: 12657 beginnings above the lowest layer."""
+    classifier = relupath.models.load("creatures")
+    x = classifier.prepare(Image.fromarray(relupath.creatures.draw(3).image))[None]
+    frozen = freeze(classifier.model, x)
+    found, beam = (find_paths(frozen, None, s, layers=[7, 8, 6], partition=channels) for s in (Exact(3), Beam(30)))
+    assert found.cost.products < 1000
+    assert found.values[0] == pytest.approx(beam.values[0][:3], rel=1e-4)
+    with pytest.raises(PathError, match=r"after 3 products \(products=2 are allowed.*0 of the 3 best.*or use Beam"):
+        find_paths(frozen, None, Exact(3, products=2), layers=[7, 8, 6], partition=channels)
+
+
 # --- the segments ---
 
 
@@ -495,8 +669,6 @@ def test_what_cannot_be_searched_is_refused():
     frozen = freeze(build("vgg"), inputs("vgg"))
     with pytest.raises(PathError, match="k must be at least 1; got 0"):
         find_paths(frozen, 0, Exact(0))
-    with pytest.raises(PathError, match=r"joins neurons of layer 'features\.1'.*partition=neurons"):
-        find_paths(frozen, 0, Exact(), partition=channels)
     singles = {layer: labels(torch.arange(math.prod(layer.shape)).flip(0).view(layer.shape)) for layer in frozen.layers}
     assert find_paths(frozen, 0, Exact(), partition=singles).paths == find_paths(frozen, 0, Exact()).paths
 

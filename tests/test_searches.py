@@ -230,7 +230,7 @@ def test_every_path_has_the_value_that_is_said(name, search):
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
-@pytest.mark.parametrize("search", [search for search in SEARCHES if search != "exact"])
+@pytest.mark.parametrize("search", SEARCHES)
 def test_no_search_knows_the_granularity(search, partition):
     frozen = freeze(build("vgg", 3), inputs("vgg", 3, batch=2))
     found = find_paths(frozen, contrast(0, 1), SEARCHES[search], partition=PARTITIONS[partition])
@@ -247,10 +247,9 @@ def test_no_search_knows_the_granularity(search, partition):
 @pytest.mark.parametrize("name", ["squeeze", "pieces"])
 def test_a_batch_gives_the_same_as_one_by_one(name, search):
     model, x = build(name, 5), inputs(name, 5, batch=3)
-    units = neurons if search == "exact" else channels
-    together = find_paths(freeze(model, x), 1, SEARCHES[search], partition=units)
+    together = find_paths(freeze(model, x), 1, SEARCHES[search], partition=channels)
     for b in range(3):
-        alone = find_paths(freeze(model, x[b : b + 1]), 1, SEARCHES[search], partition=units)
+        alone = find_paths(freeze(model, x[b : b + 1]), 1, SEARCHES[search], partition=channels)
         assert alone.ranked[0] == together.ranked[b]
         assert alone.stopped[0] == together.stopped[b]
         assert list(alone.values[0]) == pytest.approx(together.values[b], rel=1e-8, abs=1e-11)

@@ -44,6 +44,25 @@ class Segment(ABC):
         largest, smallest = self._extremes(high / size, low / size)
         return largest.double() * size, smallest.double() * size
 
+    def extremes_of_units(
+        self, high: Float[Tensor, "B n"], low: Float[Tensor, "B n"], labels: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "B m"], Float[Tensor, "B m"]]:
+        """The largest and the smallest sum of ``D[u, w] * c[w]`` over the w of one label, for any ``low <= c <= high``.
+
+        Each term is largest at ``D (high + low) / 2 + |D| (high - low) / 2``.
+        """
+        middle, half = (high + low) / 2, (high - low) / 2
+        largest, smallest = torch.tensor(-torch.inf), torch.tensor(torch.inf)
+        for label in range(int(labels.max()) + 1):
+            here = labels == label
+            sums, reach = self.sums([(torch.Tensor.clone, middle * here), (torch.abs, half * here)])
+            largest, smallest = torch.maximum(sums + reach, largest), torch.minimum(sums - reach, smallest)
+        return largest, smallest
+
+    def products_of_units(self, count: int) -> int:
+        """How many products it takes to find the extremes over so many units."""
+        return self.products + 2 * count
+
     @abstractmethod
     def _extremes(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """The same of numbers of order one, in any precision."""
@@ -86,6 +105,22 @@ class Rows(Segment):
             largest[:, here] = torch.maximum(*ends).amax(2).clamp_(min=0).T
             smallest[:, here] = torch.minimum(*ends).amin(2).clamp_(max=0).T
         return largest, smallest
+
+    def extremes_of_units(
+        self, high: Float[Tensor, "B n"], low: Float[Tensor, "B n"], labels: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "B m"], Float[Tensor, "B m"]]:
+        """The same, all units at once."""
+        largest, smallest = high.new_zeros(2, len(high), self.products)
+        for here, block in self._blocks():
+            ends = block * high, block * low
+            none = high.new_zeros(*block.shape[:2], int(labels.max()) + 1)
+            largest[:, here] = none.index_add(2, labels, torch.maximum(*ends)).amax(2).T
+            smallest[:, here] = none.index_add(2, labels, torch.minimum(*ends)).amin(2).T
+        return largest, smallest
+
+    def products_of_units(self, count: int) -> int:
+        """The rows serve all units at once."""
+        return self.products
 
     def sums(self, terms: Terms) -> list[Float[Tensor, "B m"]]:
         """``sum_w g(D[u, w]) x[w]`` for each vector x on layer B."""
