@@ -95,6 +95,30 @@ def test_where_the_network_errs_the_wrong_class_comes_first(place):  # noqa: F81
     assert [row["role"] for row in named["rows"]] == ["target", "against", "contrast"]
 
 
+@pytest.mark.parametrize("asked", [("--gap",), ("--search", "exact", "--k", "2"), ("--search", "mass")])
+def test_how_far_greedy_is_from_the_best_path(place, asked):  # noqa: F811
+    result = run(*MINE, *asked, "--dtype", "float64", "--json", "n.json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((place / "n.json").read_text())["rows"]
+    if "mass" in asked:
+        assert [row["gap"] for row in rows] == [None] * 3
+        return
+    classifier = relupath.models.load("mine.py:net", dtype="float64")
+    x = classifier.prepare(relupath.images.read(place / "photo.png").image)[None]
+    frozen = relupath.freeze(classifier.model, x)
+    for row, word in zip(rows[:2], ("target", "plausible"), strict=True):
+        target = json.loads((place / "n.json").read_text())[word]["index"]
+        best = relupath.find_paths(frozen, target, relupath.Exact()).values[0][0]
+        greedy = relupath.find_paths(frozen, target, relupath.Greedy())
+        assert row["gap"]["exact"] == pytest.approx(best, rel=1e-9)
+        if len(greedy.paths[0]) == 2:
+            assert row["gap"]["greedy"] == pytest.approx(greedy.values[0][0], rel=1e-9)
+            assert f"greedy reaches {100 * greedy.values[0][0] / best:.3g} %" in result.output
+        else:
+            assert row["gap"]["greedy"] is None
+            assert "no complete path to compare" in result.output
+
+
 def _numbers(place, *asked):  # noqa: F811
     result = run(*MINE, *asked, "--json", "n.json")
     assert result.exit_code == 0, result.output

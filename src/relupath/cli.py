@@ -80,6 +80,7 @@ SEARCHING = (
         show_default=True,
         help="What counts as one unit: neurons, channels, locations or heads:N.",
     ),
+    click.option("--gap", is_flag=True, help="Also say how far greedy is from the exact best path."),
     click.option("--ablate", is_flag=True, help="Also run the model without each path's units."),
     click.option("--tree", is_flag=True, help="Print the decision as a sum of paths; draws another figure, *.tree.*"),
     click.option("--tree-depth", type=click.IntRange(min=1), default=2, show_default=True, help="Layers of the tree."),
@@ -177,7 +178,8 @@ def _plan(options: dict[str, Any]) -> Plan:
     else:
         raise UsageError(f"no partition {options['partition']!r}: expected neurons, channels, locations or heads:N")
     tree = (options["tree_depth"], options["tree_width"]) if options["tree"] else None
-    return relupath.runs.Plan(strategy, partition, options["layers"], options["depth"], options["ablate"], tree)
+    where = options["layers"], options["depth"]
+    return relupath.runs.Plan(strategy, partition, *where, options["ablate"], tree, options["gap"])
 
 
 def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str], None]) -> tuple[Classifier, Picture]:
@@ -272,7 +274,20 @@ def _paths(row: Row) -> list[str]:
         element, value = row.end
         lines.append(f"       {element:<{width + 11}}{_number(value):>11}{_number(value):>11}")
     held = f"{100 * row.held:.3g} % of the value held" if row.parts else "no path"
-    return [*lines, f"       {row.stopped}; {held}"]
+    return [*lines, f"       {row.stopped}; {held}", *_gap(row)]
+
+
+def _gap(row: Row) -> list[str]:
+    """How far Algorithm 1 is from the exact best path, as text."""
+    if row.gap is None:
+        return []
+    greedy, exact = row.gap
+    if exact is None:
+        return ["       no complete path has a positive value: there is no best one to compare greedy with"]
+    best = f"the exact best path holds {_number(exact)}"
+    if greedy is None:
+        return [f"       greedy ends early or skips a layer: no complete path to compare; {best}"]
+    return [f"       greedy holds {_number(greedy)}, {best}: greedy reaches {100 * greedy / exact:.3g} %"]
 
 
 def _biases(explanation: Explanation) -> str:

@@ -74,6 +74,8 @@ class Row:
         origin: where the bias of the whole network comes from.
         held: share of the target's value that the paths hold together.
         several: whether the parts are several paths rather than one at several depths.
+        gap: the values of the complete paths of Algorithm 1 and of the exact search, None where one has no such path;
+            None if it was not asked for.
     """
 
     role: str
@@ -85,6 +87,7 @@ class Row:
     origin: Origin
     held: float = 0.0
     several: bool = False
+    gap: tuple[float | None, float | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +131,8 @@ class Explanation:
             end = {"element": r.end[0], "value": r.end[1]} if r.end else None
             words = {"role": r.role, "title": r.title, "stopped": r.stopped, "held": r.held, "several": r.several}
             parts = {"whole": part(r.whole), "parts": [part(p) for p in r.parts], "input": end}
-            return {**words, **parts, "bias": r.origin.to_dict()}
+            gap = dict(zip(("greedy", "exact"), r.gap, strict=True)) if r.gap else None
+            return {**words, **parts, "gap": gap, "bias": r.origin.to_dict()}
 
         return {
             "format": FORMAT,

@@ -6,7 +6,7 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from ._frozen import Frozen
 from ._linear import PathModel, linear_model
 from ._partitions import Partition, neurons
 from ._paths import Path
-from ._search import Found, Greedy, Search, find_paths
+from ._search import Exact, Found, Gap, Greedy, Search, find_paths
 from ._targets import Target, contrast
 from ._units import Layer
 from .errors import ModelError, RelupathError, TargetError, UsageError
@@ -84,6 +84,7 @@ class Plan:
         depth: at most so many layers from the top; None means all.
         ablate: run the model without each path's units, and say what becomes of the target.
         tree: depth and width of a decomposition tree of the first target, or None.
+        gap: also find Algorithm 1's path and the exact best one; the exact search always does.
     """
 
     search: Search = field(default_factory=Greedy)
@@ -92,6 +93,7 @@ class Plan:
     depth: int | None = None
     ablate: bool = False
     tree: tuple[int, int] | None = None
+    gap: bool = False
 
     def chosen(self, frozen: Frozen) -> list[Layer] | None:
         """The layers to search; None means all."""
@@ -142,6 +144,10 @@ def explain(
     progress("searching paths")
     chosen = plan.chosen(frozen)
     found = find_paths(frozen, rows, plan.search, layers=chosen, partition=plan.partition)
+    gap = None
+    if plan.gap or isinstance(plan.search, Exact):
+        progress("searching the best path")
+        gap = found.gap()
     models = _models(frozen, rows, found, progress)
     ablated = _ablated(frozen, rows, found, plan.ablate, errs, progress)
     tree = None
@@ -157,7 +163,7 @@ def explain(
         target=right,
         plausible=other,
         rows=tuple(
-            _row(b, said, frozen, found, models, ablated[b])
+            replace(_row(b, said, frozen, found, models, ablated[b]), gap=_gap(b, gap))
             for b, said in enumerate(zip(roles, titles, biases, strict=True))
         ),
         error=error,
@@ -242,6 +248,14 @@ def _row(
     parts = tuple(part(number, path) for number, path in enumerate(_shares(found)[b], start=1))
     whole = part(0, Path(target=path.target))
     return Row(role, title, whole, parts, end, found.stopped[b], origin, float(found.held[b]), several)
+
+
+def _gap(b: int, gap: Gap | None) -> tuple[float | None, float | None] | None:
+    """What the paths of Algorithm 1 and of the exact search hold, None for one that is not there to compare."""
+    if gap is None:
+        return None
+    greedy, exact = (None if number.isnan() else float(number) for number in (gap.greedy[b], gap.exact[b]))
+    return greedy, exact
 
 
 def record(classifier: Classifier, x: Tensor, copies: int) -> Frozen:

@@ -1,6 +1,7 @@
 """The searches, one file each."""
 
-from ._base import Cost, Found, Problem, Search, find_paths
+from ._base import Cost, Found, Gap, Problem, Search
+from ._find import find_paths
 from .beam import Beam
 from .best_first import BestFirst
 from .exact import Exact
@@ -9,5 +10,6 @@ from .mass import Mass
 from .selective import Selective
 
 __all__ = [
-    "Beam", "BestFirst", "Cost", "Exact", "Found", "Greedy", "Mass", "Problem", "Search", "Selective", "find_paths",
+    "Beam", "BestFirst", "Cost", "Exact", "Found", "Gap", "Greedy", "Mass", "Problem", "Search", "Selective",
+    "find_paths",
 ]  # fmt: skip

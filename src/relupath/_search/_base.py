@@ -1,20 +1,21 @@
-"""What every search shares: the problem it is given, the strategy, the result."""
+"""What every search shares: the problem it is given, the strategy, the result and how far it is from the best."""
 
 from __future__ import annotations
 
-import time
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
 
-from .._frozen import Frozen, LayerLike
+from .._frozen import Frozen
 from .._linear import PathModel
-from .._partitions import Partition, neurons
-from .._paths import Path
-from .._targets import Functional, TargetLike
+from .._partitions import Partition
+from .._paths import Path, Step
+from .._segments import next_layers
+from .._targets import Functional
 from .._units import Layer
 from ..errors import PathError
 
@@ -30,6 +31,7 @@ class Problem:
             concatenation) share a level.
         below: for the output and each layer, the layers on which it depends.
         partitions: what counts as one unit of each layer.
+        yardsticks: Algorithm 1 and the exact search, by which what another one finds is measured.
     """
 
     frozen: Frozen
@@ -37,6 +39,7 @@ class Problem:
     levels: tuple[tuple[Layer, ...], ...]
     below: Mapping[Layer, frozenset[Layer]]
     partitions: Mapping[Layer, Partition]
+    yardsticks: tuple[Search, Search]
 
     def scores(self, layer: Layer, contribution: Float[Tensor, "B *shape"]) -> Float[Tensor, "B units"]:
         """The contributions of a layer's units."""
@@ -51,6 +54,25 @@ class Problem:
         if depth is not None and depth < 1:
             raise PathError(f"depth must be at least 1; got {depth}")
         return self.levels[:depth]
+
+    def completes(self, path: Path) -> bool:
+        """Whether a path is complete and one-way: one unit on each layer, from the output on to a lowest layer."""
+        lower = next_layers(self.frozen.top, self.levels, self.below)
+        at = self.frozen.top
+        for step in reversed(path.steps):
+            below = next((layer for layer in lower[at] if layer.name == step.layer), None)
+            if below is None or len(step.layers) > 1 or not self._is_unit(below, step):
+                return False
+            at = below
+        return not lower[at]
+
+    def _is_unit(self, layer: Layer, step: Step) -> bool:
+        """Whether a step is one unit of its layer's partition."""
+        if step.but:
+            return False
+        partition = self.partitions[layer]
+        label = int(partition.labels(layer.shape)[tuple(i or 0 for i in step.units[0])])
+        return set(step.units) == set(partition.units(label, layer.shape))
 
 
 @dataclass(frozen=True)
@@ -67,6 +89,29 @@ class Cost:
 
 
 @dataclass(frozen=True, eq=False)
+class Gap:
+    """How far Algorithm 1 is from the best path over the same layers and units, by values f^P(x) of complete paths.
+
+    A path that stops early or skips a level holds terms that no single complete path holds: it is not compared, and
+    its number is nan.
+
+    Attributes:
+        greedy: of the path of Algorithm 1, (B,).
+        exact: the largest of all, (B,); nan where none is positive.
+        found: the largest among the paths of the search that was asked, (B,); nan for sets of units.
+    """
+
+    greedy: Float[Tensor, " B"]
+    exact: Float[Tensor, " B"]
+    found: Float[Tensor, " B"]
+
+    @property
+    def share(self) -> Float[Tensor, " B"]:
+        """How much of the best value Algorithm 1 reaches: at most 1, to round-off."""
+        return self.greedy / self.exact
+
+
+@dataclass(frozen=True, eq=False)
 class Found:
     """What a search found, one entry a sample.
 
@@ -79,6 +124,8 @@ class Found:
         model: the linear model of the first path, a by-product of the search.
         value: the target's value f(x), (B,).
         cost: what it cost.
+        problem: what was searched.
+        search: by which strategy.
     """
 
     ranked: tuple[tuple[Path, ...], ...]
@@ -88,6 +135,8 @@ class Found:
     model: PathModel = field(repr=False)
     value: Float[Tensor, " B"] = field(repr=False)
     cost: Cost
+    problem: Problem | None = field(default=None, repr=False)
+    search: Search | None = field(default=None, repr=False)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -99,6 +148,31 @@ class Found:
         """How much of the target's value the paths hold together: the sum of their values over f(x)."""
         return self.value.new_tensor([sum(values) for values in self.values]) / self.value
 
+    def gap(self, exact: Search | None = None) -> Gap:
+        """How far Algorithm 1, and this search, are from the exact best path: two more searches, on demand.
+
+        Args:
+            exact: ``Exact(...)`` with another budget; None means ``Exact()``.
+
+        Raises:
+            PathError: the exact search takes too many products, or the result does not come from ``find_paths``.
+        """
+        problem = self.problem
+        if problem is None:
+            raise PathError("there is nothing to compare with: take a result of find_paths")
+        greedy, usual = problem.yardsticks
+        results = [self if type(s) is type(self.search) else s.search(problem) for s in (greedy, exact or usual)]
+        return Gap(*(found._best_complete(problem) for found in (*results, self)))
+
+    def _best_complete(self, problem: Problem) -> Float[Tensor, " B"]:
+        """The largest value of a complete one-way path; nan without one."""
+        return self.value.new_tensor(
+            [
+                max((v for path, v in zip(*pair, strict=True) if problem.completes(path)), default=math.nan)
+                for pair in zip(self.ranked, self.values, strict=True)
+            ]
+        )
+
 
 class Search(ABC):
     """A strategy that finds paths; a frozen dataclass whose constructor only stores."""
@@ -106,37 +180,3 @@ class Search(ABC):
     @abstractmethod
     def search(self, problem: Problem) -> Found:
         """Find the paths of each sample."""
-
-
-def find_paths(
-    frozen: Frozen,
-    target: TargetLike,
-    search: Search,
-    *,
-    layers: Sequence[LayerLike] | None = None,
-    partition: Partition | Mapping[LayerLike, Partition] = neurons,
-) -> Found:
-    """Find the paths that matter for a target.
-
-    Args:
-        frozen: the recorded network.
-        target: what is explained; None means each sample's predicted class.
-        search: the strategy, such as ``Greedy()``.
-        layers: the layers to choose units on; None means every recorded one whose first axis is the batch,
-            ``frozen.layers[::k]`` every k-th.
-        partition: what counts as one unit: ``neurons``, ``channels``, ``locations``, ``heads(12)``, ``labels(...)``; or
-            one for each layer, where layers that are not named have neurons.
-
-    Raises:
-        PathError: there is no layer to choose from, or a layer is named twice.
-        UnknownLayerError: a layer is not recorded.
-        TargetError: the target does not fit the output or is not linear.
-    """
-    if not isinstance(search, Search):
-        raise PathError(f"a search is a strategy such as Greedy(); got {search!r}")
-    chosen = frozen.layers_of_paths(layers)
-    start = time.perf_counter()
-    partitions = frozen.partitions(chosen, partition)
-    problem = Problem(frozen, frozen.functional(target), frozen.levels(chosen), frozen.below(chosen), partitions)
-    found = search.search(problem)
-    return replace(found, cost=replace(found.cost, seconds=time.perf_counter() - start))
