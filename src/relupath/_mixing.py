@@ -53,7 +53,11 @@ class Mixing(ABC):
 
     def apply(self, x: Float[Tensor, "B n"], of: Of) -> Float[Tensor, "B m"]:
         """The product with the matrix of g of the entries."""
-        return self.placed(of(self.weight.to(x.dtype)) @ self.patches(x))
+        weight, patches = self.weight, self.patches(x)
+        used = patches.any(3).flatten(0, 1).any(0).nonzero()[:, 0]
+        if 2 * len(used) < patches.shape[2]:  # such as one channel of many
+            weight, patches = weight[:, :, used], patches[:, :, used]
+        return self.placed(of(weight.to(x.dtype)) @ patches)
 
     def pull(self, z: Float[Tensor, "B m"], of: Of) -> Float[Tensor, "B n"]:
         """The product with its transpose."""
