@@ -1,6 +1,8 @@
 """Linear models of some pictures, applied to others, and the figures of biases: numbers against the models' own."""
 
 import dataclasses
+import json
+from pathlib import Path as FilePath
 
 import numpy as np
 import pytest
@@ -9,11 +11,12 @@ from PIL import Image
 from torch import nn
 
 from nets import randomise
-from relupath import Path, draw, freeze, linear_model, runs
+from relupath import Path, draw, freeze, images, linear_model, runs
 from relupath.elsewhere import elsewhere
 from relupath.errors import UsageError
 from relupath.images import Picture
-from relupath.models import Classifier
+from relupath.models import Classifier, load
+from test_cli import place, run  # noqa: F401  the fixture
 
 
 def to_tensor(image):
@@ -109,3 +112,78 @@ def test_no_photo_is_drawn_in_a_bare_bias_figure(classifier):
     assert len(with_photo.axes) == len(bare.axes) + 1
     assert not any(np.array_equal(a.images[0].get_array(), explanation.shown) for a in bare.axes if a.images)
     assert dataclasses.is_dataclass(explanation)
+
+
+# --- the command ---
+
+MINE = ("--model", "mine.py:net", "--dtype", "float64", "--quiet")
+
+
+@pytest.fixture
+def photos(place):  # noqa: F811
+    for seed in (1, 2):
+        picture(seed).image.save(place / f"other {seed}.png")
+    return ["photo.png", "other 1.png", "other 2.png"]
+
+
+@pytest.mark.parametrize("asked", [(), ("--target", "cat")])
+def test_the_command_prints_writes_and_draws_what_the_library_finds(place, photos, asked):  # noqa: F811
+    explained = run("photo.png", *MINE, "--depth", 2, "--json", "why.json", *asked)
+    assert explained.exit_code == 0, explained.output
+    result = run(*photos, *MINE, "--paths", "why.json", "--json", "n.json", *asked, command="elsewhere")
+    assert result.exit_code == 0, result.output
+    assert (place / "photo.elsewhere.png").read_bytes().startswith(b"\x89PNG")
+    numbers = json.loads((place / "n.json").read_text())
+    row = next(row for row in json.loads((place / "why.json").read_text())["rows"] if row["role"] == "target")
+    paths = [Path.from_dict(part["path"]) for part in row["parts"]]
+    assert len(paths) == 2
+    expected = elsewhere(
+        load("mine.py:net", dtype="float64"),
+        [images.read(FilePath(name)) for name in photos],
+        asked[1] if asked else None,
+        paths,
+    )
+    assert numbers["pictures"] == [*expected.pictures]
+    assert numbers["targets"] == [*expected.targets]
+    assert not asked or set(expected.targets) == {"cat"}
+    assert [model["path"] for model in numbers["models"]] == ["whole network", *map(str, paths)]
+    for got, values in zip(
+        [numbers["logits"], *(m["values"] for m in numbers["models"])], [expected.logits, *expected.values], strict=True
+    ):
+        assert np.array(got) == pytest.approx(values)
+    printed = [line.split()[-3:] for line in result.stdout.splitlines() if line.startswith("  ")]
+    printed = [line for line in printed if line != ["1", "2", "3"]]
+    every = np.concatenate([expected.logits, *expected.values])
+    assert np.array(printed, dtype=float) == pytest.approx(every, abs=6e-4)
+    assert [part["value"] for part in row["parts"]] == pytest.approx(expected.values[1:, 0, 0].tolist())
+    assert result.stdout.splitlines()[-2:] == ["wrote photo.elsewhere.png", "wrote n.json"]
+
+
+@pytest.mark.parametrize(("arguments", "status", "sentence"), [
+    (["photo.png"], 2, "give two or more PHOTOS"),
+    ([], 2, "Missing argument"),
+    (["photo.png", "none.png"], 2, "does not exist"),
+    (["photo.png", "mine.py"], 1, "not a picture"),
+    (["photo.png", "other 1.png", "--target", "cats"], 2, "did you mean cat"),
+    (["photo.png", "other 1.png", "-o", "f.jpg"], 2, "must end in"),
+    (["photo.png", "other 1.png", "--json", "f.txt"], 2, "must end in"),
+    (["photo.png", "other 1.png", "--paths", "mine.py"], 1, "is not what relupath explain --json wrote"),
+    (["photo.png", "other 1.png", "--paths", "other.json"], 2, "no hidden layer 'far'"),
+    (["photo.png", "other 1.png", "--model", "mine.py:curved"], 1, "softmax in module '2'"),
+    (["photo.png", "other 1.png", "--model", "unheard"], 2, "unknown model"),
+])  # fmt: skip
+def test_what_the_command_refuses_is_one_sentence_and_loses_nothing(place, photos, arguments, status, sentence):  # noqa: F811
+    path = Path.of([("far", (1,))], target="cat").to_dict()
+    (place / "other.json").write_text(
+        json.dumps({"format": "relupath.explanation/1", "rows": [{"role": "target", "parts": [{"path": path}]}]})
+    )
+    (place / "photo.elsewhere.png").write_text("precious")
+    (place / "n.json").write_text("precious")
+    before = sorted(p for p in place.rglob("*.*") if "__pycache__" not in str(p))
+    asked = arguments if "--json" in arguments else [*arguments, "--json", "n.json"]
+    result = run(*MINE, *asked, command="elsewhere")
+    assert result.exit_code == status, result.output
+    assert sentence in " ".join(result.output.split())
+    assert isinstance(result.exception, SystemExit), "a traceback would reach the user"
+    assert sorted(p for p in place.rglob("*.*") if "__pycache__" not in str(p)) == before
+    assert (place / "photo.elsewhere.png").read_text() == (place / "n.json").read_text() == "precious"

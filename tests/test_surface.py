@@ -211,7 +211,7 @@ def test_the_readmes_python_runs(taught):
 
 def test_the_readmes_commands_parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("photo.jpg", "mine.safetensors", "squeezenet.safetensors"):
+    for name in ("photo.jpg", "other.jpg", "mine.safetensors", "squeezenet.safetensors"):
         FilePath(name).touch()
     lines = re.findall(r"^relupath (.*)$|`relupath (layers .*?)`", README, re.MULTILINE)
     commands = [shlex.split(a or b, comments=True) for a, b in lines]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from . import files
 from .errors import RelupathError, TargetError, UnknownLayerError, UsageError
 
 if TYPE_CHECKING:
+    from .elsewhere import Elsewhere
     from .explanations import Explanation, Layers, Row
     from .images import Picture
     from .models import Classifier
@@ -52,18 +54,20 @@ LOADING = (
     ),
     click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps."),
     click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True),
-    click.option("--scene", type=click.IntRange(min=0), help="Without a photo: the seed of the scene that is drawn."),
     click.option("--quiet", is_flag=True, help="No progress on stderr."),
 )
 
 
 def loading(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of every command that loads a model and a picture."""
+    """The options of every command that loads a model and pictures."""
     for option in reversed(LOADING):
         command = option(command)
     return command
 
 
+SCENES = click.option(
+    "--scene", type=click.IntRange(min=0), help="Without a photo: the seed of the scene that is drawn."
+)
 SEARCHES = ("greedy", "selective", "mass", "beam", "best-first", "exact")
 SEARCHING = (
     click.option(
@@ -106,6 +110,7 @@ def searching(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--bare", is_flag=True, help="Leave the photo out of the figure: maps and numbers only.")
 @click.option("--bias", is_flag=True, help="Also say which layers' biases decide; draws another figure, *.bias.*")
 @loading
+@SCENES
 def explain(photo: Path | None, output: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
     """Say why the network decided as it did on PHOTO, and what speaks for the next best class.
 
@@ -139,6 +144,7 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
 @click.argument("model", default="creatures")
 @click.argument("photo", required=False, type=EXISTING)
 @loading
+@SCENES
 def layers(photo: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
     """List the layers of MODEL: shapes, neurons, open gates, and where its bias enters.
 
@@ -151,6 +157,40 @@ def layers(photo: Path | None, json_path: Path | None, quiet: bool, **options: A
     click.echo(_table(found))
     if json_path is not None:
         click.echo(f"wrote {json_path}")
+
+
+@main.command()
+@click.argument("photos", nargs=-1, required=True, type=EXISTING)
+@click.option("--model", default="creatures", show_default=True, help=MODEL)
+@click.option("--paths", type=EXISTING, help="Also apply the target's paths in this file, written by explain --json.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
+@loading
+def elsewhere(
+    photos: tuple[Path, ...],
+    paths: Path | None,
+    output: Path | None,
+    json_path: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Say what the linear model that the network is at each of the PHOTOS gives for every other one."""
+    output = output or Path(f"{photos[0].stem}.elsewhere.png")
+    with _spoken():
+        files.writable(output, (".png", ".pdf", ".svg"))
+        if len(photos) < 2:
+            raise UsageError("give two or more PHOTOS: a linear model is applied to the others")
+        with _progress(quiet) as progress, _json(json_path) as write:
+            module = import_module(".elsewhere", __package__)
+            pictures = [relupath.images.read(photo) for photo in photos]
+            known = module.paths_of(paths) if paths else ()
+            classifier = _classifier(options, progress, [note for picture in pictures for note in picture.notes])
+            found = module.elsewhere(classifier, pictures, options["target"], known, progress)
+            progress("drawing")
+            write(found.to_dict())
+            relupath.draw.save_elsewhere(found, output)
+    click.echo(_matrices(found))
+    for written in filter(None, (output, json_path)):
+        click.echo(f"wrote {written}")
 
 
 def _plan(options: dict[str, Any]) -> Plan:
@@ -189,7 +229,6 @@ def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str
         raise UsageError("--scene draws a picture and PHOTO is one: give one of the two")
     if scene is not None and spec != "creatures":
         raise UsageError(f"--scene draws a picture for the model creatures, not for {spec}")
-    progress("loading torch and the model")
     if photo is not None:
         picture = relupath.images.read(photo)
     elif spec == "creatures":
@@ -197,13 +236,20 @@ def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str
         picture = relupath.images.Picture(Image.fromarray(relupath.creatures.draw(seed).image), f"scene {seed}")
     else:
         picture = relupath.images.noise()
+    return _classifier(options, progress, picture.notes), picture
+
+
+def _classifier(options: dict[str, Any], progress: Callable[[str], None], notes: Sequence[str]) -> Classifier:
+    """The model; what a person should know about it and the pictures goes to stderr."""
+    spec = options["model"]
+    progress("loading torch and the model")
     if ":" in spec:
         click.echo(f"note: running code: {spec} is imported and called", err=True)
     loaded = {key: options[key] for key in ("weights", "labels", "device", "dtype")}
     classifier = replace(relupath.models.load(spec, **loaded), carry=options["carry"])
-    for note in (*classifier.notes[":" in spec :], *picture.notes):
+    for note in (*classifier.notes[":" in spec :], *notes):
         click.echo(f"note: {note}", err=True)
-    return classifier, picture
+    return classifier
 
 
 @contextmanager
@@ -321,6 +367,17 @@ def _table(found: Layers) -> str:
         lines.append(line if row.name == "x" else f"{line}{_number(row.bias):>11}{share:>10}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.operations.items()))
     return "\n".join([*lines, "", f"operations: {kinds}"])
+
+
+def _matrices(found: Elsewhere) -> str:
+    """What each linear model gives for each picture, as text."""
+    names = [f"{number} {_cut(Path(name).stem, 18)}" for number, name in enumerate(found.pictures, start=1)]
+    lines = [f"{found.model}, frozen at each picture (a row) for its class, applied to every picture (a column)"]
+    for title, values in (("the network itself", found.logits), *zip(found.titles, found.values, strict=True)):
+        lines += ["", title, f"{'':<40}" + "".join(f"{number:>11}" for number in range(1, len(names) + 1))]
+        for name, target, row in zip(names, found.targets, values.tolist(), strict=True):
+            lines.append(f"  {name:<21}{_cut(target, 16):<17}" + "".join(f"{_number(value):>11}" for value in row))
+    return "\n".join(lines)
 
 
 def _number(value: float | None) -> str:

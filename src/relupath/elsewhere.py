@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from ._linear import linear_model
 from ._paths import Path
-from .errors import UsageError
+from .errors import InputError, PathError, UsageError
+from .explanations import FORMAT as EXPLAINED
 from .images import Picture
 from .models import Classifier
 from .runs import Progress, class_index, record
+
+FORMAT = "relupath.elsewhere/1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,12 @@ class Elsewhere:
     titles: tuple[str, ...]
     values: Float[np.ndarray, "paths n n"] = field(repr=False)
     logits: Float[np.ndarray, "n n"] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as plain lists and dictionaries."""
+        models = [{"path": t, "values": v.tolist()} for t, v in zip(self.titles, self.values, strict=True)]
+        names = {"model": self.model, "pictures": list(self.pictures), "targets": list(self.targets)}
+        return {"format": FORMAT, **names, "logits": self.logits.tolist(), "models": models}
 
 
 def elsewhere(
@@ -85,3 +97,19 @@ def elsewhere(
         values,
         np.stack(outputs).T[targets],
     )
+
+
+def paths_of(file: FilePath) -> tuple[Path, ...]:
+    """The paths that explain the target of an explanation, from the file that ``relupath explain --json`` wrote.
+
+    Raises:
+        InputError: it is another file.
+    """
+    try:
+        numbers = json.loads(file.read_text(encoding="utf-8"))
+        if numbers["format"] != EXPLAINED:
+            raise KeyError("format")
+        (parts,) = (row["parts"] for row in numbers["rows"] if row["role"] == "target")
+        return tuple(Path.from_dict(part["path"]) for part in parts)
+    except (OSError, ValueError, LookupError, TypeError, PathError) as error:
+        raise InputError(f"{file} is not what relupath explain --json wrote: {type(error).__name__} {error}") from error
