@@ -2,14 +2,15 @@
 
     python benchmarks/searches.py --photos FOLDER --weights squeezenet1_0.safetensors --output FILE.json
 
-For every search: how much of the logit its paths hold together (median over the photos), the value of its best path
-over that of Algorithm 1, vector-Jacobian products, and the time as the median of paired ratios to a forward pass with
-``torch.autograd.grad`` of the logit.
+For every search, as medians over the photos: how much of the logit its paths hold together; the value of its best path
+over that of Algorithm 1, and over the exact best one where it is a complete one-way path too (the first row of a block
+so says how far greedy is from the best); vector-Jacobian products; and the time, paired with a forward pass and
+``torch.autograd.grad`` of the logit just before.
 """
 
 import argparse
 import json
-import platform
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,9 +20,11 @@ import torch
 from tqdm import tqdm
 
 import relupath
+from cost import machine
 from relupath._search import Found
 
-SEARCHES = {
+ONE_WAY = {"Greedy()": relupath.Greedy(), "Beam(8)": relupath.Beam(8), "Exact(1)": relupath.Exact(1)}
+ALL = {
     "Greedy()": relupath.Greedy(),
     "Beam(8)": relupath.Beam(8),
     "BestFirst(64)": relupath.BestFirst(64),
@@ -30,7 +33,13 @@ SEARCHES = {
     "Selective(64)": relupath.Selective(64),
     "Selective(64, depth=5)": relupath.Selective(64, depth=5),
 }
-PARTITIONS = {"neurons": relupath.neurons, "channels": relupath.channels, "locations": relupath.locations}
+BLOCKS = {
+    "neurons, all levels": (relupath.neurons, None, {**ALL, "Exact(1)": relupath.Exact(1)}),
+    "channels, all levels": (relupath.channels, None, ALL),
+    "channels, top 5 levels": (relupath.channels, 5, ONE_WAY),
+    "locations, all levels": (relupath.locations, None, ALL),
+    "locations, top 3 levels": (relupath.locations, 3, ONE_WAY),
+}
 
 
 def bare(model: torch.nn.Module, x: torch.Tensor) -> float:
@@ -41,55 +50,72 @@ def bare(model: torch.nn.Module, x: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
-def row(found: Found, seconds: float, base: float, greedy: float) -> dict[str, float]:
+def row(found: Found, ratio: float, greedy: float, best: float) -> dict[str, float]:
     """What one search found at one photo."""
     steps = found.paths[0].steps
+    complete = [v for path, v in zip(found.ranked[0], found.values[0], strict=True) if found.problem.completes(path)]
     return {
         "held": float(found.held[0]),
-        "best_over_greedy": found.values[0][0] / greedy if greedy > 0 else float("nan"),
+        "best_over_greedy": found.values[0][0] / greedy if greedy > 0 else math.nan,
+        "share_of_exact_best": max(complete, default=math.nan) / best,
         "paths": len(found.ranked[0]),
         "layers": len(steps),
         "units_on_top": sum(len(part.units) for part in steps[-1].parts.values()) if steps else 0,
         "weight_share": float(found.model.weight_part[0] / found.model.value[0]),
         "products": found.cost.products,
-        "time_ratio": seconds / base,
+        "time_ratio": ratio,
     }
 
 
-def measure(classifier: relupath.models.Classifier, photos: Sequence[Path]) -> dict[str, dict[str, dict[str, float]]]:
-    """The medians over the photos, by partition and search."""
-    rows: dict[str, dict[str, list[dict[str, float]]]] = {p: {s: [] for s in SEARCHES} for p in PARTITIONS}
-    for photo in tqdm(photos):
-        x = classifier.prepare(relupath.images.read(photo).image)[None]
-        bare(classifier.model, x)
-        for name, partition in PARTITIONS.items():
-            greedy = 0.0
-            for said, search in SEARCHES.items():
-                base = bare(classifier.model, x)
-                start = time.perf_counter()
-                frozen = relupath.freeze(classifier.model, x)
-                found = relupath.find_paths(frozen, None, search, partition=partition)
-                seconds = time.perf_counter() - start
-                greedy = greedy or found.values[0][0]
-                rows[name][said].append(row(found, seconds, base, greedy))
-    return {
-        name: {
-            said: {key: statistics.median(r[key] for r in found) for key in found[0]} for said, found in some.items()
-        }
-        for name, some in rows.items()
-    }
+def block(classifier: relupath.models.Classifier, photo: Path, name: str) -> dict[str, dict[str, float]]:
+    """The searches of one block at one photo."""
+    partition, depth, searches = BLOCKS[name]
+    x = classifier.prepare(relupath.images.read(photo).image)[None]
+    bare(classifier.model, x)
+    found, ratios = {}, {}
+    for said, search in searches.items():
+        base = bare(classifier.model, x)
+        start = time.perf_counter()
+        frozen = relupath.freeze(classifier.model, x)
+        layers = [layer for level in frozen.levels(frozen.layers)[:depth] for layer in level]
+        found[said] = relupath.find_paths(frozen, None, search, layers=layers, partition=partition)
+        ratios[said] = (time.perf_counter() - start) / base
+    greedy = found["Greedy()"].values[0][0]
+    best = found["Exact(1)"].values[0][0] if "Exact(1)" in found else math.nan
+    return {said: row(result, ratios[said], greedy, best) for said, result in found.items()}
 
 
-def table(medians: dict[str, dict[str, dict[str, float]]]) -> str:
+def median(numbers: Sequence[float]) -> float | None:
+    """The median of those that are numbers."""
+    known = [number for number in numbers if not math.isnan(number)]
+    return statistics.median(known) if known else None
+
+
+def measure(classifier: relupath.models.Classifier, photos: Sequence[Path]) -> dict[str, dict[str, dict[str, object]]]:
+    """The medians over the photos, by block and search, and how many photos had a path to compare with the best."""
+    rows = [{name: block(classifier, photo, name) for name in BLOCKS} for photo in tqdm(photos)]
+    medians: dict[str, dict[str, dict[str, object]]] = {}
+    for name, (_, _, searches) in BLOCKS.items():
+        medians[name] = {}
+        for said in searches:
+            mine = [photo[name][said] for photo in rows]
+            shares = [r["share_of_exact_best"] for r in mine]
+            numbers: dict[str, object] = {key: median([r[key] for r in mine]) for key in mine[0]}
+            numbers |= {"compared": sum(not math.isnan(share) for share in shares)}
+            numbers |= {"least_share_of_exact_best": min((s for s in shares if not math.isnan(s)), default=None)}
+            medians[name][said] = numbers
+    return medians
+
+
+def table(medians: dict[str, dict[str, dict[str, object]]]) -> str:
     """The medians as Markdown."""
-    lines = [
-        "| units | search | paths | layers | held of the logit | best over greedy | products | time |",
-        "|" + "---|" * 8,
-    ]
+    columns = ("paths", "layers", "held", "best_over_greedy", "share_of_exact_best", "products", "time_ratio")
+    heads = ("paths", "layers", "held of the logit", "best over greedy", "share of the exact best", "products", "time")
+    lines = [f"| units | search | {' | '.join(heads)} |", "|" + "---|" * (2 + len(heads))]
     for name, some in medians.items():
         for said, r in some.items():
-            numbers = f"{r['paths']:.0f} | {r['layers']:.0f} | {r['held']:.2g} | {r['best_over_greedy']:.2g}"
-            lines.append(f"| {name} | `{said}` | {numbers} | {r['products']:.0f} | {r['time_ratio']:.1f} |")
+            cells = ["" if r[key] is None else f"{r[key]:.3g}" for key in columns]
+            lines.append(f"| {name} | `{said}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -108,8 +134,7 @@ def main() -> None:
     classifier = relupath.models.load("torchvision/squeezenet1_0", weights=args.weights)
     medians = measure(classifier, photos)
     print(table(medians))
-    machine = {"processor": platform.machine(), "threads": args.threads, "torch": torch.__version__}
-    numbers = {"photos": [p.name for p in photos], "machine": machine, "medians": medians}
+    numbers = {"machine": machine(), "photos": [p.name for p in photos], "medians": medians}
     args.output.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
