@@ -439,15 +439,14 @@ def test_the_bounds_over_units_are_sums_of_the_better_ends():
         n = lower.output[0].numel()
         ends = example((n,), 0, 2), example((n,), 1, 2)
         high, low = torch.maximum(*ends), torch.minimum(*ends)
-        own = Modulo(4).labels(lower.shape).flatten()
         (rows,) = segments.rows(frozen, upper, torch.arange(upper.output[0].numel()), [lower])
-        sums = [
-            torch.stack([pick(rows * high, rows * low)[:, :, own == u].sum(2) for u in range(4)])
-            for pick in (torch.maximum, torch.minimum)
-        ]
-        found = segments.segment(frozen, upper, lower, 1000).extremes_of_units(high, low, own)
-        torch.testing.assert_close(found[0], sums[0].amax(0).T, rtol=1e-10, atol=1e-12, msg=case)
-        torch.testing.assert_close(found[1], sums[1].amin(0).T, rtol=1e-10, atol=1e-12, msg=case)
+        for partition in (Modulo(4), channels):
+            own = partition.labels(lower.shape).flatten()
+            found = segments.segment(frozen, upper, lower, 1000).extremes_of_units(high, low, own)
+            for got, better, best in zip(found, (torch.maximum, torch.minimum), ("amax", "amin"), strict=True):
+                ends = better(rows * high, rows * low)
+                sums = torch.stack([ends[:, :, own == u].sum(2) for u in range(int(own.max()) + 1)])
+                torch.testing.assert_close(got, getattr(sums, best)(0).T, rtol=1e-10, atol=1e-12, msg=case)
 
 
 def test_a_unit_that_adds_nothing_by_itself_may_be_on_the_best_path():
@@ -466,7 +465,7 @@ def test_a_unit_that_adds_nothing_by_itself_may_be_on_the_best_path():
     assert found.paths[0] == Path.of([("1", (0,)), ("3", [(0,), (1,)])], target="logit 0")
 
 
-def test_bounds_leave_little_to_try_over_the_channels_of_a_trained_network():
+def test_bounds_leave_little_to_try_over_the_channels_of_a_trained_network(monkeypatch):
     """Three layers of 112 and 96 channels: 12657 beginnings above the lowest layer."""
     classifier = relupath.models.load("creatures")
     x = classifier.prepare(Image.fromarray(relupath.creatures.draw(3).image))[None]
@@ -474,8 +473,11 @@ def test_bounds_leave_little_to_try_over_the_channels_of_a_trained_network():
     found, beam = (find_paths(frozen, None, s, layers=[7, 8, 6], partition=channels) for s in (Exact(3), Beam(30)))
     assert found.cost.products < 1000
     assert found.values[0] == pytest.approx(beam.values[0][:3], rel=1e-4)
-    with pytest.raises(PathError, match=r"after 3 products \(products=2 are allowed.*0 of the 3 best.*or use Beam"):
+    with pytest.raises(PathError, match=r"after 2 products \(products=2 are allowed.*0 of the 3 best.*or use Beam"):
         find_paths(frozen, None, Exact(3, products=2), layers=[7, 8, 6], partition=channels)
+    monkeypatch.setattr(relupath._search.exact, "HELD", 10)
+    with pytest.raises(PathError, match=r"after 1 products .* 10 numbers in memory"):
+        find_paths(frozen, None, Exact(), layers=[7, 8, 6], partition=channels)
 
 
 # --- the segments ---
@@ -682,6 +684,11 @@ def test_a_segment_that_takes_too_many_products_is_refused():
         find_paths(frozen, 0, Exact(products=26), layers=layers)
     with pytest.raises(PathError, match=sentence):
         path_mass(frozen, 0, layers, products=26)
+    over = {"layers": layers, "partition": channels}
+    few, many = (find_paths(frozen, 0, Exact(9, products=some), **over) for some in (26, 27))
+    assert few.ranked == many.ranked, "without bounds every beginning over larger units is tried"
+    assert [*few.values[0], *few.values[1]] == pytest.approx([*many.values[0], *many.values[1]])
+    assert few.cost.products == 1 + 3 + 1 < many.cost.products
 
 
 # --- paths drawn ---

@@ -273,7 +273,8 @@ class _Ranking:
         At first one, then as many at once as adds little to what has been gone: the later ones may be in vain.
         """
         found: list[_Beginning] = []
-        most = min(self.at_once, 1 + self.walked // 16)
+        left = self.search.products - self.walked
+        most = max(1, min(self.at_once, 1 + self.walked // 16, left))
         while self.open[b] and len(self.ranked[b]) < self.search.k and len(found) < most:
             ways = self.open[b][0][2]
             complete = not self.bounds.lower[ways.layer]
@@ -294,6 +295,7 @@ class _Ranking:
     def _expand(self, beginnings: Sequence[Sequence[_Beginning]]) -> None:
         """Go on from some beginnings of each sample, all in one batched product."""
         frozen, depth = self.problem.frozen, max(map(len, beginnings))
+        self._refuse(depth)
         self.walked += depth
         layers = {p.layer for some in beginnings for p in some}
         front = {layer: layer.output.new_zeros(depth, *layer.output.shape) for layer in layers}
@@ -307,18 +309,17 @@ class _Ranking:
                 ways = _Ways(p, below, self.bounds, b, rows[below][number, b].flatten(), self.search.k)
                 self.held += len(ways.places)
                 self._push(b, ways)
-        self._refuse()
 
-    def _refuse(self) -> None:
+    def _refuse(self, more: int) -> None:
         """Refuse to go on where that takes too much.
 
         Raises:
             PathError: it takes too many products, or too much memory.
         """
-        if self.walked > self.search.products or self.held > HELD:
+        if self.walked + more > self.search.products or self.held > HELD:
             proven = min(map(len, self.ranked))
             raise PathError(
-                f"after {self.walked} products (products={self.search.products} are allowed, and {HELD:.0e} numbers in "
+                f"after {self.walked} products (products={self.search.products} are allowed, and {HELD} numbers in "
                 f"memory) {proven} of the {self.search.k} best paths are proven: search fewer layers or larger "
                 "units, or use Beam"
             )
