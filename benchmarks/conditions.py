@@ -4,9 +4,9 @@
 
 Each row is one set of conditions on VGG-16 at 224 x 224: neurons or channels of one layer that add something to the
 target, or a channel drawn at random on each of the 13 convolutions. Ours is ``freeze`` and ``linear_models``, weights
-and biases; zennit-crp's is ``CondAttribution.generate`` without a composite, its forward pass included, at the batch size
-given; Captum's is ``NeuronGradient`` for one neuron after the other (of which it gives the gradient by the input, not
-that of the target through the neuron). Ratios are medians of paired runs; zennit-crp's heatmaps and ours have to be
+and biases; zennit-crp's is ``CondAttribution.generate`` without a composite, its forward pass included, at the batch
+size given; Captum's is ``NeuronGradient`` for one neuron after the other (of which it gives the gradient by the input,
+not that of the target through the neuron). Ratios are medians of paired runs; zennit-crp's heatmaps and ours have to be
 equal.
 """
 

@@ -187,7 +187,7 @@ def elsewhere(
             found = module.elsewhere(classifier, pictures, options["target"], known, progress)
             progress("drawing")
             write(found.to_dict())
-            relupath.draw.save_elsewhere(found, output)
+            relupath.draw.save(relupath.draw.elsewhere_figure(found), output)
     click.echo(_matrices(found))
     for written in filter(None, (output, json_path)):
         click.echo(f"wrote {written}")
