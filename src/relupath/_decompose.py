@@ -11,14 +11,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ._crops import Crops
 from ._frozen import Frozen, LayerLike
+from ._memory import at_once
 from ._partitions import Partition, neurons
 from ._paths import Path, Step
+from ._products import Products
 from ._sources import Source
 from ._targets import TargetLike
 from ._tested import TOLERANCE
 from ._units import Layer
-from .errors import IncompleteError, PathError
+from .errors import PathError
 
 FORMAT = "relupath.tree/1"
 Kind = Literal["path", "rest", "bias", "by-pass"]
@@ -252,19 +255,19 @@ class _Split:
         chosen = self._best(pulled)
         fronts = [{layer: v * mask} for layer, mask, v in ((l, self._mask(l, [i]), pulled[l]) for l, i in chosen)]
         left = {l: v * ~self._mask(l, [i for m, i in chosen if m is l]) for l, v in pulled.items()} | stays
-        parts = self._weights([*fronts, left], list(through))
-        self._verify(parts, weights)
+        parts = self._weights(fronts)
+        others = [whole[tree.sample] - sum(part) for whole, *part in zip(weights, *parts, strict=True)]
         children = []
-        for (layer, index), mine, w in zip(chosen, fronts, parts, strict=False):
+        for (layer, index), mine, w in zip(chosen, fronts, parts, strict=True):
             step = Step(layer.name, tree.partitions[layer].units(index, layer.shape))
             path = Path((step, *node.path.steps), target=node.path.target)
             split = _Split(tree, _compact(layer, mine[layer]), {layer.name: step}, at + 1)
             children.append(tree.node("path", path, tree.value(mine), w, split))
-        if tree.value(left) or any(bool(w.any()) for w in parts[-1]):
+        if self._counts(left, others, weights):
             steps = self._rest(pulled, stays, chosen)
             path = Path((Step.over(steps.values()), *node.path.steps), target=node.path.target)
             split = _Split(tree, lambda: left, steps, at + 1)
-            children.append(tree.node("rest", path, tree.value(left), parts[-1], split))
+            children.append(tree.node("rest", path, tree.value(left), others, split))
         return (*children, *self._remainder(node, front, through, weights, tally))
 
     def _best(self, pulled: Front) -> list[tuple[Layer, int]]:
@@ -284,24 +287,28 @@ class _Split:
             mask[self.tree.partitions[layer].members(index, layer.shape)] = True
         return mask.view(layer.shape).to(layer.output.device)
 
-    def _weights(self, fronts: Sequence[Front], layers: Sequence[Layer]) -> list[list[Tensor]]:
-        """The weights of several fronts, in one batched product."""
-        zeros = {layer: torch.zeros_like(layer.output) for layer in layers}
-        stacked = {layer: torch.stack([front.get(layer, zeros[layer]) for front in fronts]) for layer in layers}
-        products = self.tree.frozen.vjps(stacked, self.tree.frozen.inputs)
-        return [[product[k, self.tree.sample] for product in products] for k in range(len(fronts))]
+    def _weights(self, fronts: Sequence[Front]) -> list[list[Tensor]]:
+        """The weights of several fronts on one layer each, in batched products."""
+        tree, inputs = self.tree, self.tree.frozen.inputs
+        products = Products(tree.frozen, at_once(tree.frozen.output.device))
+        found: list[list[Tensor]] = [[] for _ in fronts]
+        for layer in dict.fromkeys(layer for front in fronts for layer in front):
+            mine = [(weights, front[layer]) for weights, front in zip(found, fronts, strict=True) if layer in front]
+            cotangents = torch.stack([v[tree.sample] for _, v in mine])
+            samples = torch.full((len(mine),), tree.sample, device=cotangents.device)
+            crops = Crops(cotangents, layer.shape, samples).shrunk()
+            for x in inputs:
+                for part, pulled in products.parts(layer, crops, x):
+                    for (weights, _), weight in zip(mine[part], pulled.dense(), strict=True):
+                        weights.append(weight)
+        return found
 
-    def _verify(self, parts: Sequence[Sequence[Tensor]], weights: Sequence[Tensor]) -> None:
-        """Refuse units and rest whose weights do not sum to those of the level, which were verified by another route.
-
-        Raises:
-            IncompleteError: they do not.
-        """
-        for i, whole in enumerate(weights):
-            summed = torch.stack([part[i] for part in parts])
-            size = summed.abs().sum(0).amax()
-            if not (summed.sum(0) - whole[self.tree.sample]).abs().amax() <= TOLERANCE[whole.dtype] * size:
-                raise IncompleteError("the parts of a path do not add up to it: the model was changed, freeze again")
+    def _counts(self, front: Front, weights: Sequence[Tensor], whole: Sequence[Tensor]) -> bool:
+        """Whether a front has more than round-off to give."""
+        pairs = zip(weights, whole, strict=True)
+        return any(bool((v * layer.output)[self.tree.sample].any()) for layer, v in front.items()) or any(
+            bool(w.abs().max() > TOLERANCE[w.dtype] * (every[self.tree.sample] - w).abs().max()) for w, every in pairs
+        )
 
     def _rest(self, pulled: Front, stays: Front, chosen: Sequence[tuple[Layer, int]]) -> dict[str, Step]:
         """The units of a level without a node of their own, by layer."""
