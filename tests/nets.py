@@ -9,6 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CHANGES = {
+    "written in place": lambda m: nn.init.zeros_(m[0].weight),
+    "written unseen": lambda m: m[0].bias.data.add_(1),
+    "replaced by its like": lambda m: setattr(m[0], "weight", nn.Parameter(m[0].weight.detach().clone())),
+    "parameter replaced": lambda m: setattr(m[2], "weight", nn.Parameter(-m[2].weight.detach())),
+    "module replaced": lambda m: m.__setitem__(2, nn.Linear(m[2].in_features, m[2].out_features).double()),
+    "other shape": lambda m: m.__setitem__(2, nn.Linear(99, 5).double()),
+    "moved": lambda m: m[2].register_forward_hook(lambda module, args, output: output + 1),
+}
+"""What may happen to a chain of linear maps and activations after it was frozen."""
+
 
 class Lambda(nn.Module):
     """A module from a function of (module, x) and its parts: modules, parameters, buffers."""

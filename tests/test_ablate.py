@@ -8,7 +8,7 @@ from torch import nn
 
 from asserts import assert_close, assert_untouched
 from cases import NAMES, PARTITIONS, TARGETS, active_path
-from nets import Lambda, build, example, inputs, randomise
+from nets import CHANGES, Lambda, build, example, inputs, randomise
 from relupath import Path, Step, ablate, channels, contrast, freeze, linear_model, logit, plausible
 from relupath.errors import ModelError, PathError, TargetError, UnknownLayerError
 
@@ -163,6 +163,16 @@ def test_a_forward_that_then_runs_otherwise_is_refused():
     frozen = freeze(model, example((5,), 1))
     with pytest.raises(ModelError, match="without these units the forward pass runs other layers"):
         ablate(frozen, Path.of([(frozen.layers[0].name, (None,))]), 0)
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_model_that_was_changed_since_is_refused(how):
+    model = build("mlp")
+    frozen = freeze(model, inputs("mlp"))
+    path = active_path(frozen, [layer.name for layer in frozen.layers], channels)
+    CHANGES[how](model)
+    with pytest.raises(ModelError, match="freeze again"):
+        ablate(frozen, path, 1)
 
 
 # --- the plausible class ---

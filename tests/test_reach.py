@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from asserts import assert_close, assert_untouched
 from cases import DTYPES
-from nets import Lambda, build, example, inputs, layered, mlp, randomise
+from nets import CHANGES, Lambda, build, example, inputs, layered, mlp, randomise
 from relupath import freeze
 from relupath.errors import InputError, ModelError, UnsupportedOperation
 from relupath.reach import agreement, agreement_along, first_flip
@@ -269,11 +269,13 @@ def test_directions_that_do_not_fit_are_refused():
 
 
 def test_a_model_that_was_changed_since_is_refused():
-    model = build("mlp")
-    frozen = freeze(model, inputs("mlp"))
-    model[2] = nn.Linear(99, 5).double()
-    with pytest.raises(ModelError, match="freeze again"):
-        first_flip(frozen, inputs("mlp"))
+    for how in CHANGES:
+        model = build("mlp")
+        frozen = freeze(model, inputs("mlp"))
+        CHANGES[how](model)
+        for ask in (first_flip, agreement_along):
+            with pytest.raises(ModelError, match="freeze again"):
+                ask(frozen, inputs("mlp", 1))
 
 
 def test_samples_that_do_not_stand_first_are_frozen_alone():

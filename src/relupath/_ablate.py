@@ -58,7 +58,7 @@ def ablate(frozen: Frozen, path: Path, target: TargetLike = None) -> Ablation:
         PathError: the path has no unit, or one is outside its layer.
         UnknownLayerError: a layer is not recorded.
         TargetError: the target does not fit the output or is not linear.
-        ModelError: the model no longer runs as when it was recorded.
+        ModelError: the model was changed since, or runs other layers without these units.
     """
     if not path.steps:
         raise PathError("the path has no unit to set to zero")
@@ -70,7 +70,7 @@ def ablate(frozen: Frozen, path: Path, target: TargetLike = None) -> Ablation:
             keep[layer] = keep.get(layer, 1) * (1 - mask_of_step(part, layer))
     recorder = _Cutting(frozen.probe.paths, frozen.probe.choices)
     recorder.keep = {frozen.layers.index(layer): mask for layer, mask in keep.items()}
-    output = frozen.probe.rerun(recorder).output
+    output = frozen.rerun(recorder).output
     if [layer.name for layer in recorder.layers] != [layer.name for layer in frozen.layers]:
         raise ModelError("without these units the forward pass runs other layers: their effect cannot be compared")
     return Ablation(

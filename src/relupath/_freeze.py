@@ -16,7 +16,7 @@ from ._frozen import Frozen
 from ._model import Surroundings, kept, refuse_unusable, unwrapped
 from ._own import RULE
 from ._places import UnseenOperation, module_paths, numbered, origin, place, refusal
-from ._probe import Probe
+from ._probe import Probe, parameters_of
 from ._record import Recorder
 from ._tested import TOLERANCE
 from ._units import Layer
@@ -102,7 +102,7 @@ def freeze(
         modules=modules,
         tolerance=tolerance,
         writes_to_views=recorder.writes_to_views,
-        probe=Probe(run.recorded, run.plain, modules, choices),
+        probe=Probe(run.recorded, run.plain, modules, choices, parameters_of(modules)),
     )
 
 

@@ -16,6 +16,7 @@ from torch.autograd.graph import GradientEdge
 from ._partitions import Partition, neurons
 from ._places import Operation
 from ._probe import Probe
+from ._record import Recorder
 from ._sources import Source, tallied
 from ._targets import Functional, TargetLike, resolve
 from ._units import Layer
@@ -264,6 +265,15 @@ class Frozen:
                 float(error[worst]),
             )
         return Completeness(functional.value, weight_part, bias, from_sources, error, self.tolerance)
+
+    def rerun(self, recorder: Recorder) -> Layer:
+        """Run the model under another recorder, once it is clear that it is the recorded one; gives the output.
+
+        Raises:
+            ModelError: the model was changed since.
+        """
+        self.probe.unchanged(self.output, self.tolerance)
+        return self.probe.rerun(recorder)
 
     def to_inputs(self, cotangents: Mapping[Layer, Float[Tensor, "B ..."]]) -> list[Float[Tensor, "B ..."]]:
         """Vector-Jacobian products down to the inputs, verified; see ``accounted``."""

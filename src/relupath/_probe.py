@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ._calls import Call, leaves
+from ._calls import Call, leaves, version_of
 from ._choices import Choices
 from ._gates import Rule
 from ._marks import Mark, mark_of
@@ -85,12 +85,14 @@ class Probe:
         plain: runs the model as it is; gives the explained output.
         paths: the model's modules with their paths.
         choices: what the user chose.
+        parameters: the model's own, each with how often something had written to it.
     """
 
     record: Callable[[Recorder], Layer]
     plain: Callable[[], Tensor]
     paths: Mapping[nn.Module, str]
     choices: Choices
+    parameters: Sequence[tuple[Tensor, int]]
 
     def steps(self) -> None:
         """Verify every operation by itself.
@@ -108,6 +110,29 @@ class Probe:
             ModelError: the model was changed since.
         """
         return self._again(self.record, recorder)
+
+    def unchanged(self, output: Tensor, tolerance: float) -> None:
+        """Verify that the model is the one that was recorded: it has the same parameters and gives the same output.
+
+        Args:
+            output: what was recorded.
+            tolerance: the largest relative error that is round-off.
+
+        Raises:
+            ModelError: it is another one.
+        """
+        now = parameters_of(self.paths)
+        if len(now) != len(self.parameters) or any(
+            p is not q or version != own for (p, version), (q, own) in zip(now, self.parameters, strict=True)
+        ):
+            raise ModelError("a parameter of the model was changed since the network was frozen: freeze again")
+        with without_fast_path():
+            error = _error(output, self._again(self.plain))
+        if not error <= tolerance:
+            raise ModelError(
+                f"the model does not give the recorded output any more (relative error {error:.1e}, tolerance "
+                f"{tolerance:.0e}): {_OTHER}"
+            )
 
     def again(self, output: Tensor, dtype: torch.dtype, tolerance: float) -> None:
         """Verify that what was taken for constant stays when the input moves a little, and the output without us.
@@ -149,6 +174,11 @@ class Probe:
         except Exception as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ModelError(f"the model no longer runs as when it was recorded, freeze again ({said})") from error
+
+
+def parameters_of(paths: Mapping[nn.Module, str]) -> list[tuple[Tensor, int]]:
+    """The parameters of a model, the first of these modules, each with how often something has written to it."""
+    return [(parameter, version_of(parameter)) for parameter in next(iter(paths)).parameters()]
 
 
 def _error(a: Tensor, b: Tensor) -> float:

@@ -115,7 +115,7 @@ def first_flip(frozen: Frozen, direction: Inputs) -> FirstFlip:
         t = min over units of -h / (dh/dx . d), of those greater than 0
 
     ReLU6, hardtanh and clamp have a kink at each bound; max pooling switches where another entry of a window overtakes
-    the largest. The model runs once more, to see the pre-activations. Among millions of units the first one to flip is
+    the largest. The model runs again, to see the pre-activations. Among millions of units the first one to flip is
     one that all but stands on its kink, so in single precision round-off reaches into the first digits of t: freeze in
     double precision where they count.
 
@@ -135,7 +135,7 @@ def first_flip(frozen: Frozen, direction: Inputs) -> FirstFlip:
     directions = _fitting(frozen, direction, "direction")
     _refuse_smooth(frozen.operations)
     recorder = PieceRecorder(frozen.probe.paths, frozen.probe.choices)
-    frozen.probe.rerun(recorder)
+    frozen.rerun(recorder)
     if recorder.unknown:
         raise _unknown(recorder.unknown)
     t = torch.full_like(frozen.output.flatten(1)[:, 0], torch.inf)
@@ -199,6 +199,7 @@ def agreement_along(frozen: Frozen, other: Inputs, steps: int = 10) -> dict[str,
     ends = _fitting(frozen, other, "other input")
     if steps < 1:
         raise InputError(f"the line is cut into at least one step; got {steps}")
+    frozen.probe.unchanged(frozen.output, frozen.tolerance)
     rows = []
     for k in range(steps + 1):
         recorder = MovedRecorder(frozen.probe.paths, frozen.probe.choices)
