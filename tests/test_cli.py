@@ -49,6 +49,25 @@ def raises():
 
 def one():
     return nn.Sequential(nn.Flatten(), nn.Linear(768, 1)), to_tensor
+
+def against():
+    # every path to classes 0 and 2 is negative; class 0 is predicted for its bias
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    )
+    with torch.no_grad():
+        model[4].weight.abs_()
+        model[4].weight[::2] *= -1
+        model[4].bias.copy_(torch.tensor([20.0, 0.0, -5.0]))
+    return model, to_tensor
+
+def tie():
+    # classes 0 and 1 are alike
+    model, _ = against()
+    with torch.no_grad():
+        model[4].weight[0], model[4].bias[0] = model[4].weight[1], 0
+    return model, to_tensor
 """
 
 

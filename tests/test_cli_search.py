@@ -119,6 +119,32 @@ def test_how_far_greedy_is_from_the_best_path(place, asked):  # noqa: F811
             assert "no complete path to compare" in result.output
 
 
+@pytest.mark.parametrize("search", ["greedy", "exact", "beam", "mass"])
+@pytest.mark.parametrize("more", [("--target", "1"), ("--ablate",)], ids=" ".join)
+def test_a_row_of_which_nothing_is_found_says_so(place, search, more):  # noqa: F811
+    """Also beside rows with a path, where the network errs or the causal check is asked for."""
+    asked = ("photo.png", "--model", "mine.py:against", "--quiet", "-o", "f.png", "--json", "n.json")
+    result = run(*asked, "--search", search, *more)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((place / "n.json").read_text())["rows"]
+    nothing = [row for row in rows if not row["parts"]]
+    assert 0 < len(nothing) < 3
+    assert all(row["held"] == 0 for row in nothing)
+    assert sum("; no path" in line for line in result.output.splitlines()) == len(nothing)
+    assert "logit 0" not in result.output.replace("logit 0 <", "")
+
+
+def test_of_a_value_of_zero_no_share_is_held(place):  # noqa: F811
+    result = run("photo.png", "--model", "mine.py:tie", "--quiet", "-o", "f.png", "--json", "n.json")
+    assert result.exit_code == 0, result.output
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    rows = json.loads((place / "n.json").read_text(), parse_constant=refuse)["rows"]
+    assert [row["held"] is None for row in rows] == [False, False, True]
+
+
 def _numbers(place, *asked):  # noqa: F811
     result = run(*MINE, *asked, "--json", "n.json")
     assert result.exit_code == 0, result.output

@@ -14,10 +14,14 @@ from cases import NAMES, PARTITIONS, SEARCHES, TARGETS, architectures, path_of, 
 from nets import Lambda, build, example, inputs, layered, mlp, randomise
 from reference import LayeredTwin, algorithm_1, descend_layered
 from relupath import (
+    Beam,
+    Exact,
     Greedy,
+    Mass,
     Path,
     Step,
     channels,
+    contrast,
     find_paths,
     freeze,
     linear_model,
@@ -217,6 +221,20 @@ def test_nothing_positive_at_the_top_is_the_empty_path():
     assert found.stopped == ("no importance is positive at 1",)
     assert found.importance == ({},)
     assert_same_model(found.model, linear_model(frozen, 0))
+
+
+@pytest.mark.parametrize("search", [Greedy(), Beam(2), Exact(2), Mass(), Exact(1)], ids=repr)
+def test_where_nothing_is_found_nothing_is_held(search):
+    """Beside a sample of which something is found; of a value of 0 no share is a number."""
+    model = mlp(0, (3, 4, 3))
+    with torch.no_grad():
+        model[0].weight.abs_()
+        model[2].weight[0] = -model[2].weight[1].abs_()
+    frozen = freeze(model, torch.ones(2, 3).double())
+    found = find_paths(frozen, [0, 1], search)
+    assert found.paths[0] == Path(target="logit 0")
+    assert found.held[0] == 0 < found.held[1]
+    assert find_paths(frozen, contrast(1, 1), search).held.isnan().all()
 
 
 def test_no_positive_importance_at_the_input_alone():

@@ -93,7 +93,7 @@ class Node:
 
     def to_json(self) -> str:
         """One JSON object, read back by ``from_json``."""
-        return json.dumps(self.to_dict())
+        return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Node:

@@ -139,7 +139,7 @@ class Path:
 
     def to_json(self) -> str:
         """One JSON object, read back by ``from_json``."""
-        return json.dumps(self.to_dict())
+        return json.dumps(self.to_dict(), allow_nan=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The path as plain lists, dictionaries and numbers."""

@@ -272,7 +272,7 @@ def _json(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
 
         def write(numbers: dict[str, Any]) -> None:
             if draft is not None:
-                draft.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+                draft.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
         yield write
 
@@ -319,7 +319,12 @@ def _paths(row: Row) -> list[str]:
     if row.end is not None:
         element, value = row.end
         lines.append(f"       {element:<{width + 11}}{_number(value):>11}{_number(value):>11}")
-    held = f"{100 * row.held:.3g} % of the value held" if row.parts else "no path"
+    share = (
+        "the value is 0, of which there is no share"
+        if row.held is None
+        else f"{100 * row.held:.3g} % of the value held"
+    )
+    held = share if row.parts else "no path"
     return [*lines, f"       {row.stopped}; {held}", *_gap(row)]
 
 

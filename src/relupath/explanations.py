@@ -72,7 +72,7 @@ class Row:
         end: the input element where the path ends, with its weight times value; None if it ends before.
         stopped: why the search ended.
         origin: where the bias of the whole network comes from.
-        held: share of the target's value that the paths hold together.
+        held: share of the target's value that the paths hold together; None where the value is 0.
         several: whether the parts are several paths rather than one at several depths.
         gap: the values of the complete paths of Algorithm 1 and of the exact search, None where one has no such path;
             None if it was not asked for.
@@ -85,7 +85,7 @@ class Row:
     end: tuple[str, float] | None
     stopped: str
     origin: Origin
-    held: float = 0.0
+    held: float | None = None
     several: bool = False
     gap: tuple[float | None, float | None] | None = None
 

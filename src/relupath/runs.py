@@ -186,7 +186,7 @@ def _rows(right: Score, other: Score, errs: bool, named: bool) -> tuple[Target, 
 def _shares(found: Found) -> list[list[Path]]:
     """The paths to show for each row: of one path its cuts from thin to deep, of several the best ones."""
     if max(map(len, found.ranked)) > 1:
-        return [list(ranked[:SHOWN]) for ranked in found.ranked]
+        return [[path for path in ranked[:SHOWN] if path] for ranked in found.ranked]
     return [[path.top(count) for count in range(1, len(path) + 1)] for path in found.paths]
 
 
@@ -247,7 +247,8 @@ def _row(
         end = f"x[{','.join(map(str, place))}]", float(weight[b][place] * x[place])
     parts = tuple(part(number, path) for number, path in enumerate(_shares(found)[b], start=1))
     whole = part(0, Path(target=path.target))
-    return Row(role, title, whole, parts, end, found.stopped[b], origin, float(found.held[b]), several)
+    held = float(found.held[b]) if found.value[b] else None
+    return Row(role, title, whole, parts, end, found.stopped[b], origin, held, several)
 
 
 def _gap(b: int, gap: Gap | None) -> tuple[float | None, float | None] | None:

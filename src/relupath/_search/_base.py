@@ -145,8 +145,13 @@ class Found:
 
     @property
     def held(self) -> Float[Tensor, " B"]:
-        """How much of the target's value the paths hold together: the sum of their values over f(x)."""
-        return self.value.new_tensor([sum(values) for values in self.values]) / self.value
+        """How much of the target's value the paths hold together: the sum of their values over f(x).
+
+        A path without a unit counts nothing: it says that none was found. Not a number where f(x) is 0.
+        """
+        pairs = zip(self.ranked, self.values, strict=True)
+        held = [sum(v for path, v in zip(*some, strict=True) if path) for some in pairs]
+        return self.value.new_tensor(held) / self.value
 
     def gap(self, exact: Search | None = None) -> Gap:
         """How far Algorithm 1, and this search, are from the exact best path: two more searches, on demand.
