@@ -14,7 +14,7 @@ from asserts import assert_close
 from cases import DTYPES, NAMES, TARGETS, active_path, architectures, chosen_units, path_of, weighted
 from nets import NETS, Lambda, build, example, inputs, layered, randomise
 from reference import BIAS, LayeredTwin
-from relupath import Path, bias_sources, channels, freeze, linear_model, neurons
+from relupath import Path, bias_sources, channels, contrast, freeze, linear_model, neurons
 from relupath._bias import BiasSources
 from relupath.errors import IncompleteError, InputError, PathError, UnknownLayerError
 
@@ -242,7 +242,37 @@ def test_units_of_tokens_are_their_features():
     assert found.by_unit("0.bias").shape == (2, 5)
 
 
-# --- what is refused ---
+# --- what cancels, and what is refused ---
+
+
+def test_round_off_is_relative_to_what_cancels():
+    """A neuron whose pre-activation all but cancels is as right in single precision as any other."""
+    torch.manual_seed(213)
+    parts = [nn.Linear(20, 30, bias=False), nn.ReLU(), nn.Linear(30, 10, bias=False), nn.ReLU(), nn.Linear(10, 3)]
+    frozen = freeze(nn.Sequential(*parts).eval(), torch.randn(1, 20))
+    (output,) = frozen.layers[0].output
+    unit = int(torch.where(output > 0, output, torch.inf).argmin())
+    assert 0 < output[unit] < 1e-4
+    found = bias_sources(frozen, 1, Path.of([(frozen.layers[0].name, (unit,))]))
+    assert found.model.bias.abs() < 1e-8
+    assert found.by_source() == {"4.bias": torch.zeros(1)}
+
+
+@pytest.mark.parametrize("x", [torch.zeros(1, 64), example((64,), 0, 1, torch.float32)], ids=["zero", "normal"])
+def test_of_classes_all_but_alike_nothing_is_misunderstood(x):
+    """And a constant that is lost is seen nevertheless."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Flatten(), nn.Linear(64, 2)).eval()
+    with torch.no_grad():
+        model[2].weight[1] = model[2].weight[0] * (1 + 1e-6)
+        model[2].bias.zero_()
+    frozen = freeze(model, x)
+    assert (frozen.check(contrast(0, 1)).error < 1e-5).all()
+    assert bias_sources(frozen, contrast(0, 1)).model.value.abs() < 1e-6
+    lost = dataclasses.replace(frozen, sources=frozen.sources[1:])
+    for ask in (lost.check, lambda target: bias_sources(lost, target), lambda target: linear_model(lost, target)):
+        with pytest.raises(IncompleteError, match=r"add up|constants below"):
+            ask(0)
 
 
 def test_a_lost_constant_is_an_error():

@@ -134,6 +134,12 @@ def test_a_row_of_which_nothing_is_found_says_so(place, search, more):  # noqa: 
     assert "logit 0" not in result.output.replace("logit 0 <", "")
 
 
+def test_a_network_without_layers_has_no_path(place):  # noqa: F811
+    result = run("photo.png", "--model", "mine.py:flat", "--quiet")
+    assert result.exit_code == 1
+    assert "there is no hidden layer" in result.output
+
+
 def test_of_a_value_of_zero_no_share_is_held(place):  # noqa: F811
     result = run("photo.png", "--model", "mine.py:tie", "--quiet", "-o", "f.png", "--json", "n.json")
     assert result.exit_code == 0, result.output

@@ -16,6 +16,7 @@ from ._linear import PathModel, descend, model_from
 from ._paths import Path
 from ._sources import Source, reduced
 from ._targets import TargetLike
+from ._tested import imbalance
 from ._units import Layer
 from .errors import IncompleteError, InputError, UnknownLayerError
 
@@ -171,10 +172,10 @@ def bias_sources(frozen: Frozen, target: TargetLike = None, path: Path | None = 
     ends, value = descend(frozen, functional.gradient, [path] * frozen.batch)
     found, products = _collect(frozen, ends, samples=True)
     model = model_from(frozen, products, value if path else functional.value, functional.labels)
-    error = _error(found, model)
+    error = _error(frozen, ends, found, model)
     if not error <= frozen.tolerance:  # a constant is added to a tensor whose first axis is not the batch
         found = _sample_by_sample(frozen, ends)
-        error = _error(found, model)
+        error = _error(frozen, ends, found, model)
     if not error <= frozen.tolerance:
         raise IncompleteError(
             f"the constants of the network do not add up to the bias (relative error {error:.1e}, tolerance "
@@ -249,14 +250,15 @@ def _cover(pixels: int, places: int) -> Float[Tensor, "pixels places"]:
     return overlap.clamp(min=0) * places / pixels
 
 
-def _error(found: Sequence[Sums | None], model: PathModel) -> float:
-    """How far the terms are from the bias, relative to the largest number of the sample."""
-    zero = torch.zeros_like(model.bias)
-    totals = torch.stack([zero, *(sums.total for sums in found if sums is not None)])
-    numbers = [model.value.abs(), model.weight_part.abs(), model.bias.abs(), totals.abs().amax(0)]
-    scale = torch.stack(numbers).amax(0)
-    error = torch.where(scale > 0, (totals.sum(0) - model.bias).abs() / scale, totals.sum(0).abs())
-    return float(error.nan_to_num(torch.inf).max())
+def _error(frozen: Frozen, ends: Mapping[Layer, Tensor], found: Sequence[Sums | None], model: PathModel) -> float:
+    """How far the terms are from the bias, relative to the largest number of the sample before it cancelled."""
+    some = [sums for sums in found if sums is not None]
+    weights = model.weight if isinstance(model.weight, tuple) else (model.weight,)
+    below = [(w * layer.output).flatten(1) for w, layer in zip(weights, frozen.inputs, strict=True)]
+    above = [(v * layer.output).flatten(1) for layer, v in ends.items()]
+    terms = [model.value, *(-p.sum(1) for p in below), *(-sums.total for sums in some)]
+    sizes = [*(p.abs().sum(1) for p in above + below), *(sums.units.abs().sum(1) for sums in some)]
+    return float(imbalance(terms, sizes).nan_to_num(torch.inf).max())
 
 
 def _zero(frozen: Frozen, source: Source) -> Sums:

@@ -17,8 +17,9 @@ from ._partitions import Partition, neurons
 from ._places import Operation
 from ._probe import Probe
 from ._record import Recorder
-from ._sources import Source, tallied
+from ._sources import Source, reduced, sum_and_size, tallied
 from ._targets import Functional, TargetLike, resolve
+from ._tested import imbalance
 from ._units import Layer
 from .errors import (
     IncompleteError,
@@ -44,7 +45,7 @@ class Completeness:
         weight_part: <W, x>, (B,).
         bias: f(x) - <W, x>, (B,).
         bias_from_sources: the sum over all constants s of <df/ds, s>, (B,).
-        error: |bias - bias_from_sources| relative to the largest term, (B,).
+        error: |bias - bias_from_sources| relative to the largest term before it cancelled, (B,).
         tolerance: the largest error that is round-off in this dtype.
     """
 
@@ -255,8 +256,8 @@ class Frozen:
         self.probe.again(self.output, self.inputs[0].output.dtype, self.tolerance)
         weight_part, from_sources, size = (torch.stack(column) for column in zip(*rows, strict=True))
         bias = functional.value - weight_part
-        scale = torch.stack([functional.value.abs(), weight_part.abs(), bias.abs(), size]).amax(0)
-        error = torch.where(scale > 0, (bias - from_sources).abs() / scale, torch.zeros_like(scale))
+        size = torch.maximum(size, (functional.gradient * self.output).flatten(1).abs().sum(1))
+        error = imbalance([functional.value, -weight_part, -from_sources], [size])
         if not (error <= self.tolerance).all():
             worst = int(error.nan_to_num(torch.inf).argmax())
             raise self._incomplete(
@@ -289,16 +290,17 @@ class Frozen:
         Raises:
             IncompleteError: the cotangents' layers are not what the weights and the constants below say.
         """
-        with self.lock, tallied(self.sources) as tally:
+        with self.lock, reduced(self.sources, sum_and_size) as tally:
             products = self.vjp(cotangents, self.inputs)
-        above = [(v * layer.output).sum() for layer, v in cotangents.items()]
+        above = [v * layer.output for layer, v in cotangents.items()]
         below = [w * layer.output for w, layer in zip(products, self.inputs, strict=True)]
-        terms = torch.stack([*above, *(-term.sum() for term in below), *(-term for term in tally.values())])
-        size = torch.stack([*(term.abs().sum() for term in below), terms.abs().amax()]).amax()
-        error = float(terms.sum().abs() / size) if size > 0 else 0.0
+        sums = {source: term for source, (term, _) in tally.items()}
+        terms = [*(v.sum() for v in above), *(-term.sum() for term in below), *(-term for term in sums.values())]
+        sizes = [*(term.abs().sum() for term in [*above, *below]), *(size for _, size in tally.values())]
+        error = float(imbalance(terms, sizes)) if terms else 0.0
         if not error <= self.tolerance:
             raise self._incomplete("the layers' outputs, they differ from weights and constants below", error)
-        return products, tally
+        return products, sums
 
     def bias_terms(self, target: TargetLike = None) -> dict[Source, Tensor]:
         """What each constant s adds to the target, ``<df/ds, s>``, summed over the samples: together the bias b.
@@ -343,11 +345,11 @@ class Frozen:
         ]
 
     def _account(self, functional: Functional, sample: int) -> tuple[Tensor, Tensor, Tensor]:
-        """<W, x>, the bias summed over sources, and the largest term, of one sample."""
+        """<W, x>, the bias summed over sources, and the size of the largest term before it cancelled, of one sample."""
         cotangent = torch.zeros_like(functional.gradient)
         cotangent[sample] = functional.gradient[sample]
         batched = [*self.inputs, *(layer for layer in self.layers if len(layer.output) == self.batch > 1)]
-        with self.lock, tallied(self.sources) as tally:
+        with self.lock, reduced(self.sources, sum_and_size) as tally:
             products = self.vjp({self.top: cotangent}, batched)
         for layer, product in zip(batched, products, strict=True):
             if bool(product[:sample].any() or product[sample + 1 :].any()):
@@ -356,9 +358,9 @@ class Frozen:
                     "batch: freeze one input at a time"
                 )
         zero = functional.value.new_zeros(())
-        terms = [(product * layer.output).sum() for layer, product in zip(self.inputs, products, strict=False)]
-        largest = torch.stack([t.abs() for t in [*terms, *tally.values(), zero]]).amax()
-        return sum(terms, zero), sum(tally.values(), zero), largest
+        terms = [product * layer.output for layer, product in zip(self.inputs, products, strict=False)]
+        largest = torch.stack([*(t.abs().sum() for t in terms), *(size for _, size in tally.values()), zero]).amax()
+        return sum((t.sum() for t in terms), zero), sum((term for term, _ in tally.values()), zero), largest
 
     def _incomplete(self, what: str, error: float) -> IncompleteError:
         """The error that completeness does not hold, with the operation that breaks it."""

@@ -98,8 +98,16 @@ def refuse_changed(sources: Sequence[Source]) -> None:
 
 
 def _sum_of_product(gradient: Tensor, constant: Tensor) -> Tensor:
-    """The real sum of conj(gradient) * constant; the gradient is first summed along axes where the constant repeats."""
+    return sum_and_size(gradient, constant)[0]
+
+
+def sum_and_size(gradient: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+    """The real sum of conj(gradient) * constant, and the sum of the magnitudes.
+
+    The gradient is first summed along axes where the constant repeats.
+    """
     constant = constant[(None,) * (gradient.ndim - constant.ndim)]
     repeats = [axis for axis, size in enumerate(constant.shape) if size == 1 < gradient.shape[axis]]
     summed = gradient.sum(repeats, keepdim=True) if repeats else gradient
-    return torch.vdot(summed.flatten(), constant.to(summed.dtype).flatten()).real
+    factors = summed.flatten(), constant.to(summed.dtype).flatten()
+    return torch.vdot(*factors).real, torch.dot(*(factor.abs() for factor in factors))

@@ -119,5 +119,17 @@ def follows(signals: Sequence[Tensor], straight: Straight) -> bool:
     return abs(_dot(*zip(*pairs, strict=True))) <= max(TOLERANCE[y.dtype.to_real()] for y in ys) * size
 
 
+def imbalance(terms: Sequence[Tensor], sizes: Sequence[Tensor] = ()) -> Tensor:
+    """How far terms that should add up to 0 are from it, relative to the largest of them and of the sizes.
+
+    Args:
+        terms: of one shape, such as one number a sample.
+        sizes: of terms that are themselves sums, the sum of the magnitudes of what was added, before it cancelled:
+            round-off is relative to that, not to what is left.
+    """
+    scale = torch.stack([*terms, *sizes]).abs().amax(0)
+    return torch.stack([*terms]).sum(0).abs() / torch.where(scale > 0, scale, 1)
+
+
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-1, torch.bfloat16: 2e-1}
 """How far two routes to one number may be apart, relative to the larger term, by dtype."""

@@ -137,12 +137,12 @@ def explain(
     best, right, other = _classes(classifier, frozen.output[0], target, against)
     errs = against is None and right.index != best[0].index
     rows, roles, titles = _rows(right, other, errs, named=against is not None)
+    chosen = frozen.layers_of_paths(plan.chosen(frozen))
     progress("checking completeness")
     error = float(frozen.check(rows).error.max())
     progress("summing the constants")
     biases = origins(bias_sources(frozen, rows))
     progress("searching paths")
-    chosen = plan.chosen(frozen)
     found = find_paths(frozen, rows, plan.search, layers=chosen, partition=plan.partition)
     gap = None
     if plan.gap or isinstance(plan.search, Exact):
