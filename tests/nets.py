@@ -69,6 +69,17 @@ def example(shape: Sequence[int], seed: int, batch: int = 2, dtype: torch.dtype 
     return torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+def deep(dtype: torch.dtype, layers: int = 130, width: int = 32) -> nn.Module:
+    """A chain so deep that the product of the derivatives down a path leaves the range of single precision."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [part for _ in range(layers) for part in (nn.Linear(width, width), nn.ReLU())]
+    model = nn.Sequential(*parts, nn.Linear(width, 3))
+    for linear in model[::2]:
+        nn.init.kaiming_normal_(linear.weight, generator=generator)
+        nn.init.zeros_(linear.bias)
+    return model.to(dtype).eval()
+
+
 class Branches(nn.Module):
     """A linear map to shape (4, 6), then branches side by side: the logit of each is a fixed sum of all that it gives.
 

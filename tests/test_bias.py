@@ -12,9 +12,9 @@ from torch import nn
 
 from asserts import assert_close
 from cases import DTYPES, NAMES, TARGETS, active_path, architectures, chosen_units, path_of, weighted
-from nets import NETS, Lambda, build, example, inputs, layered, randomise
+from nets import NETS, Lambda, build, deep, example, inputs, layered, randomise
 from reference import BIAS, LayeredTwin
-from relupath import Path, bias_sources, channels, contrast, freeze, linear_model, neurons
+from relupath import Beam, Path, bias_sources, channels, contrast, find_paths, freeze, linear_model, neurons
 from relupath._bias import BiasSources
 from relupath.errors import IncompleteError, InputError, PathError, UnknownLayerError
 
@@ -273,6 +273,20 @@ def test_of_classes_all_but_alike_nothing_is_misunderstood(x):
     for ask in (lost.check, lambda target: bias_sources(lost, target), lambda target: linear_model(lost, target)):
         with pytest.raises(IncompleteError, match=r"add up|constants below"):
             ask(0)
+
+
+def test_single_precision_is_no_obstacle_however_deep():
+    """The cotangents of a path leave its range, their products with the constants are what is asked for."""
+    model, x = deep(torch.float32), example((32,), 1, 1, torch.float32)
+    with torch.no_grad():
+        model[0].bias.fill_(0.1)
+    frozen = freeze(model, x)
+    path = find_paths(frozen, 2, Beam(1)).paths[0]
+    for depth in (100, 115, 130):
+        found = bias_sources(frozen, 2, path.top(depth))
+        assert_close(sum(found.by_source().values()), found.model.bias, 1e-36)
+    assert abs(found.model.value) < 1e-38
+    assert linear_model(frozen, 2, path).value == found.model.value
 
 
 def test_a_lost_constant_is_an_error():

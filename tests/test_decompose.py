@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from asserts import assert_close, assert_untouched
 from cases import NAMES, PARTITIONS, TARGETS, architectures
-from nets import build, example, inputs, layered
+from nets import build, deep, example, inputs, layered
 from relupath import Beam, Node, channels, contrast, decompose, find_paths, freeze, linear_model, locations, logit
 from relupath.errors import PathError, RelupathError, TargetError, UnknownLayerError
 
@@ -36,6 +36,20 @@ def assert_leaves_sum(tree: Node) -> None:
         for i, whole in enumerate(node.contribution):
             summed = torch.stack([leaf.contribution[i] for leaf in leaves])
             assert_close(summed.sum(0), whole, float(summed.abs().sum(0).max()) + size)
+
+
+def test_single_precision_splits_as_double_precision_does_however_deep():
+    x = example((32,), 1, 1)
+    single = decompose(freeze(deep(torch.float32), x.float()), 2, width=1)
+    double = decompose(freeze(deep(torch.float64), x), 2, width=1)
+    for _ in range(130):
+        rest, same = single.children[1], double.children[1]
+        single, double = single.children[0], double.children[0]
+        assert single.path == double.path
+        assert single.value == pytest.approx(double.value, rel=1e-4)
+        assert rest.value == pytest.approx(same.value, rel=1e-3, abs=1e-3 * abs(single.value))
+    assert not single.children
+    assert 0 < abs(single.value) < 1e-38
 
 
 def assert_nodes_are_their_paths(tree: Node, frozen, target, sample: int) -> None:

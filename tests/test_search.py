@@ -11,7 +11,7 @@ from torch import nn
 
 from asserts import assert_close, assert_same_model, assert_untouched, flat
 from cases import NAMES, PARTITIONS, SEARCHES, TARGETS, architectures, path_of, units_of
-from nets import Lambda, build, example, inputs, layered, mlp, randomise
+from nets import Lambda, build, deep, example, inputs, layered, mlp, randomise
 from reference import LayeredTwin, algorithm_1, descend_layered
 from relupath import (
     Beam,
@@ -19,6 +19,7 @@ from relupath import (
     Greedy,
     Mass,
     Path,
+    Selective,
     Step,
     channels,
     contrast,
@@ -221,6 +222,34 @@ def test_nothing_positive_at_the_top_is_the_empty_path():
     assert found.stopped == ("no importance is positive at 1",)
     assert found.importance == ({},)
     assert_same_model(found.model, linear_model(frozen, 0))
+
+
+@pytest.mark.parametrize("search", [Beam(1), Selective(1), Mass(1e-9)], ids=repr)
+def test_single_precision_finds_what_double_precision_does_however_deep(search):
+    """The cotangents leave its range after some hundred layers; one unit a layer is Algorithm 1."""
+    x = example((32,), 1, 2)
+    single = find_paths(freeze(deep(torch.float32), x.float()), 2, search)
+    frozen = freeze(deep(torch.float64), x)
+    double = find_paths(frozen, 2, search)
+    assert [len(path) for path in double.paths] == [130, 130]
+    assert single.ranked == double.ranked
+    assert [path.steps for path in single.paths] == [path.steps for path in find_paths(frozen, 2, GREEDY).paths]
+    for some, same in zip(single.values, double.values, strict=True):
+        assert 0 < same[0] < 1e-38
+        assert some == pytest.approx(same, rel=1e-4)
+    assert single.stopped == ("reached the last level; its value is below the range of torch.float32",) * 2
+    assert double.stopped == ("reached the last level",) * 2
+
+
+def test_classes_are_compared_sample_by_sample():
+    """A target that adds more logits than its neighbour's does not change with what the neighbour is compared."""
+    model, x = build("mlp", 1), inputs("mlp", 1)
+    weights = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 0]]).double()
+    together = find_paths(freeze(model, x), lambda y: (y * weights).sum(1), Selective(5))
+    for b in range(2):
+        alone = find_paths(freeze(model, x[b : b + 1]), lambda y, b=b: (y * weights[b]).sum(1), Selective(5))
+        assert together.paths[b].steps == alone.paths[0].steps
+        assert together.values[b] == pytest.approx(alone.values[0])
 
 
 @pytest.mark.parametrize("search", [Greedy(), Beam(2), Exact(2), Mass(), Exact(1)], ids=repr)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._frozen import Frozen
-from ._linear import PathModel, descend, model_from
+from ._linear import PathModel, column, descend, model_from
 from ._paths import Path
 from ._sources import Source, reduced
 from ._targets import TargetLike
@@ -33,6 +33,11 @@ class Sums(NamedTuple):
     total: Float[Tensor, " B"]
     units: Float[Tensor, "B n"]
     places: Float[Tensor, "B h w"] | None
+
+    def times(self, scale: Float[Tensor, " B"]) -> Sums:
+        """The sums, multiplied by one number a sample."""
+        total, units = (t * column(scale.to(t.dtype), t) for t in (self.total, self.units))
+        return Sums(total, units, None if self.places is None else self.places * column(scale, self.places).to(total))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +174,10 @@ def bias_sources(frozen: Frozen, target: TargetLike = None, path: Path | None = 
     """
     functional = frozen.functional(target)
     path = path or Path()
-    ends, value = descend(frozen, functional.gradient, [path] * frozen.batch)
+    ends, value, scale = descend(frozen, functional.gradient, [path] * frozen.batch)
+    value = value if path else functional.value
     found, products = _collect(frozen, ends, samples=True)
-    model = model_from(frozen, products, value if path else functional.value, functional.labels)
+    model = model_from(frozen, products, value, functional.labels)
     error = _error(frozen, ends, found, model)
     if not error <= frozen.tolerance:  # a constant is added to a tensor whose first axis is not the batch
         found = _sample_by_sample(frozen, ends)
@@ -182,6 +188,8 @@ def bias_sources(frozen: Frozen, target: TargetLike = None, path: Path | None = 
             f"{frozen.tolerance:.0e}): frozen.check() names the operation"
         )
     layers = (*(layer.name for layer in frozen.layers), frozen.top.name)
+    model = model_from(frozen, products, (value * scale).to(value.dtype), functional.labels, scale)
+    found = [sums and sums.times(scale) for sums in found]
     return BiasSources(model, _terms(frozen, found, layers), layers, tuple(layer.output for layer in frozen.inputs))
 
 

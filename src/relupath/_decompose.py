@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ._crops import Crops
 from ._frozen import Frozen, LayerLike
+from ._linear import scale_of
 from ._memory import at_once
 from ._partitions import Partition, neurons
 from ._paths import Path, Step
@@ -204,12 +205,19 @@ class _Tree:
     width: int
     sample: int
 
-    def node(self, kind: Kind, path: Path, value: float, weights: Sequence[Tensor], split: _Split | None) -> Node:
-        """A node of this value and these weights."""
-        values = [layer.output[self.sample] for layer in self.frozen.inputs]
-        contribution = tuple(w * x for w, x in zip(weights, values, strict=True))
-        bias = value - sum(float(c.double().sum()) for c in contribution)
-        return Node(kind, path, value, bias, contribution, split)
+    def node(
+        self,
+        kind: Kind,
+        path: Path,
+        value: float,
+        weights: Sequence[Tensor],
+        split: _Split | None = None,
+        scale: float = 1.0,
+    ) -> Node:
+        """A node of this value and these weights, both divided by a scale."""
+        terms = [w * layer.output[self.sample] for w, layer in zip(weights, self.frozen.inputs, strict=True)]
+        bias = value - sum(float(c.double().sum()) for c in terms)
+        return Node(kind, path, value * scale, bias * scale, tuple(c * scale for c in terms), split)
 
     def value(self, front: Mapping[Layer, Tensor]) -> float:
         """The value of the terms with these cotangents."""
@@ -225,15 +233,17 @@ class _Split:
 
     Attributes:
         tree: the tree.
-        front: gives the node's cotangents at the layers where its path stands.
+        front: gives the node's cotangents at the layers where its path stands, divided by the scale.
         parts: the path's lowest step, by layer.
         at: the first level that has not been split yet.
+        scale: what the cotangents were divided by; see ``scale_of``.
     """
 
     tree: _Tree
     front: Callable[[], Front]
     parts: Mapping[str, Step] = field(default_factory=dict)
     at: int = 0
+    scale: float = 1.0
 
     def children(self, node: Node) -> tuple[Node, ...]:
         """The nodes into which the next level splits this one; none if nothing comes from any level below."""
@@ -261,13 +271,15 @@ class _Split:
         for (layer, index), mine, w in zip(chosen, fronts, parts, strict=True):
             step = Step(layer.name, tree.partitions[layer].units(index, layer.shape))
             path = Path((step, *node.path.steps), target=node.path.target)
-            split = _Split(tree, _compact(layer, mine[layer]), {layer.name: step}, at + 1)
-            children.append(tree.node("path", path, tree.value(mine), w, split))
+            alone, own = _divided(mine)
+            split = _Split(tree, _compact(layer, alone[layer]), {layer.name: step}, at + 1, self.scale * own)
+            children.append(tree.node("path", path, tree.value(mine), w, split, self.scale))
         if self._counts(left, others, weights):
             steps = self._rest(pulled, stays, chosen)
             path = Path((Step.over(steps.values()), *node.path.steps), target=node.path.target)
-            split = _Split(tree, lambda: left, steps, at + 1)
-            children.append(tree.node("rest", path, tree.value(left), others, split))
+            rest, own = _divided(left)
+            split = _Split(tree, lambda: rest, steps, at + 1, self.scale * own)
+            children.append(tree.node("rest", path, tree.value(left), others, split, self.scale))
         return (*children, *self._remainder(node, front, through, weights, tally))
 
     def _best(self, pulled: Front) -> list[tuple[Layer, int]]:
@@ -328,14 +340,21 @@ class _Split:
         nothing = [torch.zeros_like(w[tree.sample]) for w in weights]
         entering = sum(float(term) for source, term in all_.items() if source not in tally)
         if entering:
-            yield tree.node("bias", node.path, entering, nothing, None)
+            yield tree.node("bias", node.path, entering, nothing, scale=self.scale)
         value = tree.value(front) - tree.value(through) - entering
-        around = [w[tree.sample] - u[tree.sample] for w, u in zip(everything, weights, strict=True)]
-        by_pass = tree.node("by-pass", node.path, value, around, None)
-        sizes = [tree.value(front), tree.value(through), *(float(c.abs().amax()) for c in node.contribution or ())]
-        tiny = TOLERANCE[weights[0].dtype] * max(map(abs, sizes))
-        if abs(value) > tiny or any(bool((c.abs() > tiny).any()) for c in by_pass.contribution or ()):
-            yield by_pass
+        above, below = ([w[tree.sample] for w in some] for some in (everything, weights))
+        around = [w - u for w, u in zip(above, below, strict=True)]
+        xs = [layer.output[tree.sample] for layer in tree.frozen.inputs]
+        whole, part = ([float((w * x).abs().amax()) for w, x in zip(some, xs, strict=True)] for some in (above, around))
+        tiny = TOLERANCE[weights[0].dtype] * max(map(abs, [tree.value(front), tree.value(through), *whole]))
+        if max(abs(value), *part) > tiny:
+            yield tree.node("by-pass", node.path, value, around, scale=self.scale)
+
+
+def _divided(front: Front) -> tuple[Front, float]:
+    """Cotangents divided by their scale, and the scale."""
+    own = float(scale_of(torch.stack([v.abs().amax() for v in front.values()]).amax()))
+    return {layer: v / own for layer, v in front.items()}, own
 
 
 def _compact(layer: Layer, v: Tensor) -> Callable[[], Front]:

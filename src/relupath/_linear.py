@@ -87,21 +87,22 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
         raise PathError(f"{len(paths)} paths for {frozen.batch} samples: give one path, or one a sample")
     layers = [tuple(step.layers for step in p.steps) for p in paths]
     if len(set(layers)) == 1:
-        ends, value = descend(frozen, functional.gradient, paths)
-        value = functional.value if not paths[0] else value
-        return model_from(frozen, frozen.to_inputs(ends), value, functional.labels)
-    ends, value = {}, torch.zeros_like(functional.value)
+        ends, value, scale = descend(frozen, functional.gradient, paths)
+        value = functional.value if not paths[0] else (value * scale).to(value.dtype)
+        return model_from(frozen, frozen.to_inputs(ends), value, functional.labels, scale)
+    ends, value, scale = {}, torch.zeros_like(functional.value), torch.ones_like(functional.value).double()
     for some in dict.fromkeys(layers):
         rows = torch.tensor([own == some for own in layers], device=value.device)
         like = paths[layers.index(some)]
         gradient = torch.where(rows.view(-1, *[1] * (functional.gradient.ndim - 1)), functional.gradient, 0)
-        part, partial = descend(
+        part, partial, own = descend(
             frozen, gradient, [p if t == some else like for p, t in zip(paths, layers, strict=True)]
         )
-        value = value + torch.where(rows, partial if some else functional.value, 0)
+        scale = scale * own
+        value = value + torch.where(rows, (partial * own).to(value.dtype) if some else functional.value, 0)
         for layer, cotangent in part.items():
             ends[layer] = ends[layer] + cotangent if layer in ends else cotangent
-    return model_from(frozen, frozen.to_inputs(ends), value, functional.labels)
+    return model_from(frozen, frozen.to_inputs(ends), value, functional.labels, scale)
 
 
 def _each(path: Any, samples: int) -> list[Path]:
@@ -115,18 +116,47 @@ def _each(path: Any, samples: int) -> list[Path]:
 
 
 def model_from(
-    frozen: Frozen, weights: Sequence[Tensor], value: Float[Tensor, " B"], labels: tuple[str, ...]
+    frozen: Frozen,
+    weights: Sequence[Tensor],
+    value: Float[Tensor, " B"],
+    labels: tuple[str, ...],
+    scale: Float[Tensor, " B"] | None = None,
 ) -> PathModel:
-    """The linear model of these weights, one tensor for each explained input, that has the given value at x."""
-    weights = tuple(weights)
+    """The linear model that has the given value at x and these weights, one tensor for each explained input.
+
+    Weights from cotangents that were divided by a scale are multiplied by it.
+    """
+    weights = tuple(w if scale is None else w * column(scale.to(w.dtype), w) for w in weights)
     bias = value - inner(weights, [layer.output for layer in frozen.inputs])
     return PathModel(weights if len(weights) > 1 else weights[0], bias, value, labels)
 
 
-def descend(frozen: Frozen, gradient: Tensor, paths: Sequence[Path]) -> tuple[dict[Layer, Tensor], Tensor]:
-    """The masked cotangents at the lowest step of paths over the same layers, and each path's value."""
+def column(numbers: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+    """One number a sample, shaped to multiply a tensor."""
+    return numbers.view(-1, *[1] * (like.ndim - 1))
+
+
+def scale_of(sizes: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """By what to divide cotangents of these largest magnitudes: powers of two, so that nothing is rounded.
+
+    The product of the derivatives down a deep network leaves the range of single precision, though no derivative does.
+    So whatever goes down a network divides its cotangents on every level, and keeps the product of the divisors in
+    double precision.
+    """
+    exponents = torch.frexp(sizes.double())[1].clamp(-126, 126)
+    return torch.where(sizes > 0, 2.0 ** exponents.double(), 1.0)
+
+
+def descend(
+    frozen: Frozen, gradient: Tensor, paths: Sequence[Path]
+) -> tuple[dict[Layer, Tensor], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """The masked cotangents at the lowest step of paths over the same layers, and each path's value.
+
+    Both are divided by a scale of each sample, which is the third.
+    """
     above: tuple[Layer, ...] = (frozen.top,)
     cotangents = [gradient]
+    scale = torch.ones(frozen.batch, dtype=torch.float64, device=gradient.device)
     for chosen in reversed(list(zip(*(p.steps for p in paths), strict=True))):
         layers = tuple(frozen.layer_of_path(name) for name in chosen[0].layers)
         refuse_order(frozen, layers, above, paths[0])
@@ -135,7 +165,9 @@ def descend(frozen: Frozen, gradient: Tensor, paths: Sequence[Path]) -> tuple[di
         steps = [step.parts for step in (chosen[:1] if shared else chosen)]
         masks = [torch.stack([mask_of_step(step[layer.name], layer) for step in steps]) for layer in layers]
         above, cotangents = layers, [v * mask for v, mask in zip(pulled, masks, strict=True)]
-    return dict(zip(above, cotangents, strict=True)), inner(cotangents, [layer.output for layer in above])
+        own = scale_of(torch.stack([v.abs().flatten(1).amax(1) for v in cotangents]).amax(0))
+        scale, cotangents = scale * own, [v / column(own.to(v.dtype), v) for v in cotangents]
+    return dict(zip(above, cotangents, strict=True)), inner(cotangents, [layer.output for layer in above]), scale
 
 
 def mask_of_step(step: Step, layer: Layer) -> Float[Tensor, "*shape"]:

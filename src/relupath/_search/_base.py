@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -177,6 +178,11 @@ class Found:
                 for pair in zip(self.ranked, self.values, strict=True)
             ]
         )
+
+
+def below_range(reason: str, value: float, dtype: torch.dtype) -> str:
+    """Why a search ended, and whether the path's value is too small for the number format of its linear model."""
+    return f"{reason}; its value is below the range of {dtype}" if 0 < abs(value) < torch.finfo(dtype).tiny else reason
 
 
 class Search(ABC):

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._linear import model_from
+from .._linear import model_from, scale_of
 from .._paths import Path, Step
 from .._units import Layer
-from ._base import Cost, Found, Problem
+from ._base import Cost, Found, Problem, below_range
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +25,11 @@ class Prefix:
         layer: where it stands; the output at first.
         value: f^P(x).
         members: positions of the neurons of its lowest unit in the flattened layer.
-        cotangent: of these neurons.
+        cotangent: of these neurons, divided by the scale.
         steps: from the top down.
         values: of the path after each step.
         end: why it goes no further, or None.
+        scale: what the cotangent was divided by; see ``scale_of``.
     """
 
     sample: int
@@ -39,6 +40,7 @@ class Prefix:
     steps: tuple[Step, ...] = ()
     values: tuple[float, ...] = ()
     end: str | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,9 @@ class Continuations:
         members = partition.members(at, layer.shape)
         step = Step(layer.name, partition.units(at, layer.shape))
         kept = v.flatten()[members.to(v.device)]
-        return Prefix(p.sample, layer, value, members, kept, (*p.steps, step), (*p.values, value))
+        own = float(scale_of(kept.abs().amax()))
+        steps, values = (*p.steps, step), (*p.values, value)
+        return Prefix(p.sample, layer, value, members, kept / own, steps, values, scale=p.scale * own)
 
 
 def starts(problem: Problem) -> list[Prefix]:
@@ -97,7 +101,7 @@ def continued(problem: Problem, moves: Sequence[tuple[Prefix, Sequence[Layer]]])
         mine = tuple(layer for layer in level if layer in problem.below[p.layer])
         rest = tuple(pulled[layer][row, b] for layer in mine)
         scores = [problem.scores(layer, (v * layer.output[b])[None])[0] for layer, v in zip(mine, rest, strict=True)]
-        found.append(Continuations(p, mine, rest, torch.cat(scores)))
+        found.append(Continuations(p, mine, rest, torch.cat(scores).double() * p.scale))
     return found
 
 
@@ -109,7 +113,8 @@ def found_from(problem: Problem, ranked: Sequence[Sequence[Prefix]], products: i
         ends.setdefault(first.layer, first.layer.output.new_zeros(first.layer.output.shape))
         ends[first.layer][first.sample].view(-1)[first.members.to(first.cotangent.device)] = first.cotangent
     value = functional.value.new_tensor([paths[0].value for paths in ranked])
-    model = model_from(frozen, frozen.to_inputs(ends), value, functional.labels)
+    scale = functional.value.new_tensor([first.scale for first, *_ in ranked], dtype=torch.float64)
+    model = model_from(frozen, frozen.to_inputs(ends), value, functional.labels, scale)
     return Found(
         tuple(
             tuple(Path(tuple(reversed(p.steps)), None, label) for p in paths)
@@ -117,7 +122,7 @@ def found_from(problem: Problem, ranked: Sequence[Sequence[Prefix]], products: i
         ),
         tuple(tuple(p.value for p in paths) for paths in ranked),
         tuple({str(s.layer): v for s, v in zip(p.steps, p.values, strict=True)} for p, *_ in ranked),
-        tuple(p.end or "reached the last level" for p, *_ in ranked),
+        tuple(below_range(p.end or "reached the last level", p.value, value.dtype) for p, *_ in ranked),
         model,
         functional.value,
         Cost(products + 1),

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._linear import inner, model_from
+from .._linear import column, inner, model_from, scale_of
 from .._partitions import Partition
 from .._paths import Path, Step
 from .._units import Layer, Unit
-from ._base import Cost, Found, Problem
+from ._base import Cost, Found, Problem, below_range
 
 Scores = Float[Tensor, "K B units"]
 Choice = Callable[[Scores], Bool[Tensor, "B units"]]
@@ -42,13 +42,14 @@ def descend(
 class _Descent:
     """Where the sets stand: cotangents of K functionals, masked by the sets, at the layers of a front.
 
-    Rows of samples that stand elsewhere are zero.
+    Rows of samples that stand elsewhere are zero. All cotangents of a sample are divided by ``scale``.
     """
 
     def __init__(self, problem: Problem, gradients: Float[Tensor, "K B ..."]) -> None:
         frozen = problem.frozen
         self.problem = problem
         self.front: dict[Layer, Tensor] = {frozen.top: gradients}
+        self.scale = torch.ones_like(problem.functional.value, dtype=torch.float64)
         self.ends: dict[Layer, Tensor] = {frozen.top: torch.zeros_like(gradients[0])}
         self.sets: list[dict[str, tuple[Unit, ...]]] = [{} for _ in range(frozen.batch)]
         self.steps: list[list[Step]] = [[] for _ in self.sets]
@@ -66,7 +67,7 @@ class _Descent:
         pulled = self.problem.frozen.vjps(leads, layers)
         self.products += len(pulled[0])
         shares = [_scores(partitions[l], v * l.output) for l, v in zip(layers, pulled, strict=True)]
-        scores = torch.cat(shares, 2)
+        scores = torch.cat(shares, 2).double() * self.scale[:, None]
         reached = scores[0].ne(0).any(1)
         chosen = choose(scores) & reached[:, None]
         goes = chosen.any(1)
@@ -85,6 +86,10 @@ class _Descent:
             named = " | ".join(name for name, units in new.items() if units)
             self.importance[b][named] = float(scores[0, b, chosen[b]].sum())
         self.front = {layer: v for layer, v in self.front.items() if v.any()}
+        sizes = [v.abs().flatten(2).amax((0, 2)) for v in self.front.values()]
+        own = scale_of(torch.stack([torch.zeros_like(self.scale), *sizes]).amax(0))
+        self.scale = self.scale * own
+        self.front = {layer: v / column(own.to(v.dtype), v[0]) for layer, v in self.front.items()}
 
     def end(self) -> Found:
         """Pull the target's cotangents back to the input: the linear models of the sets."""
@@ -92,10 +97,14 @@ class _Descent:
         self._stop(torch.ones_like(problem.functional.value, dtype=torch.bool), None)
         whole, labels = problem.functional.value, problem.functional.labels
         value = inner(list(self.ends.values()), [layer.output for layer in self.ends])
-        model = model_from(frozen, frozen.to_inputs(self.ends), value, labels)
+        model = model_from(
+            frozen, frozen.to_inputs(self.ends), (value * self.scale).to(value.dtype), labels, self.scale
+        )
+        value = value * self.scale
         paths = [Path(tuple(reversed(steps)), None, label) for steps, label in zip(self.steps, labels, strict=True)]
         ranked, values = tuple((path,) for path in paths), tuple((v,) for v in value.tolist())
-        stopped = tuple(reason or "reached the last level" for reason in self.stopped)
+        ends = [reason or "reached the last level" for reason in self.stopped]
+        stopped = tuple(below_range(end, v, whole.dtype) for end, v in zip(ends, value.tolist(), strict=True))
         return Found(ranked, values, tuple(self.importance), stopped, model, whole, Cost(self.products + 1))
 
     def _stop(self, rows: Bool[Tensor, " B"], where: str | None) -> None:

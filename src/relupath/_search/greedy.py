@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._linear import model_from
+from .._linear import column, model_from
 from .._partitions import neurons
 from .._paths import Path, Step
 from .._units import Layer, Unit
@@ -92,7 +92,7 @@ class _Descent:
         """Pull back to the input: the linear models of the paths, and the input element of largest importance."""
         problem, frozen = self.problem, self.problem.frozen
         weights = self._pull(self.cotangents, frozen.inputs)
-        scaled = [w * _column(self.scale, w) for w in weights]
+        scaled = [w * column(self.scale, w) for w in weights]
         model = model_from(frozen, scaled, self.value, problem.functional.labels)
         per_unit = [w * x.output for w, x in zip(weights, frozen.inputs, strict=True)]
         best, where = _argmax(map(neurons.scores, per_unit), [[True] * len(per_unit)] * len(self.at))
@@ -128,7 +128,7 @@ class _Descent:
     def _only_here(self, layer: Layer) -> Tensor:
         """The cotangent at a layer, without the samples that stand elsewhere."""
         v, here = self.cotangents[layer], [at is layer for at in self.at]
-        return v if all(here) else torch.where(_column(torch.tensor(here, device=v.device), v), v, 0)
+        return v if all(here) else torch.where(column(torch.tensor(here, device=v.device), v), v, 0)
 
     def _stand_on(self, layer: Layer, pulled: Tensor, index: Tensor, importance: Tensor) -> None:
         """Set the cotangent of the chosen units: 1 at a single neuron, relative weights within a larger unit."""
@@ -141,12 +141,7 @@ class _Descent:
         self.value = torch.where(chosen, self.scale * importance, self.value)
         self.scale = torch.where(chosen, self.scale * factor, self.scale)
         v = torch.where(problem.partitions[layer].mask(units, layer.shape), pulled, 0)
-        self.cotangents[layer] = v.div_(_column(torch.where(chosen, factor, 1), v))
-
-
-def _column(factor: Tensor, like: Tensor) -> Tensor:
-    """One number a sample, shaped to multiply a tensor."""
-    return factor.view(-1, *[1] * (like.ndim - 1))
+        self.cotangents[layer] = v.div_(column(torch.where(chosen, factor, 1), v))
 
 
 def _argmax(scores: Iterable[Tensor], allowed: Sequence[Sequence[bool]]) -> tuple[Tensor, list[tuple[int, int]]]:

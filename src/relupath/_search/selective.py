@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,18 +48,25 @@ class Selective(Search):
             raise PathError(f"width must be at least 1; got {self.width}")
         if self.classes is not None and self.classes < 2:
             raise PathError(f"at least 2 classes are needed to compare; got {self.classes}")
-        functionals = _functionals(problem.functional, problem.frozen.output, self.classes)
-        return descend(problem, functionals, problem.top(self.depth), self._choose)
+        functionals, compared = _functionals(problem.functional, problem.frozen.output, self.classes)
+        return descend(problem, functionals, problem.top(self.depth), partial(self._choose, compared))
 
-    def _choose(self, scores: Scores) -> Bool[Tensor, "B units"]:
-        share = scores.double().softmax(0)[0].masked_fill((scores == 0).all(0), -1)
-        rank = share.argsort(dim=1, descending=True, stable=True).argsort(1)
-        among = rank < (share.shape[1] if self.width is None else self.width)
-        return (among & (share > 1 / len(scores))) | (rank == 0)
+    def _choose(self, compared: Bool[Tensor, "K B"], scores: Scores) -> Bool[Tensor, "B units"]:
+        """Rank by ``log(K share) = -log(1 + mean over k of (exp(c_k - c_0) - 1))``, which tells small shares apart."""
+        excess = torch.where(compared[:, :, None], torch.expm1(scores - scores[0]), 0).sum(0)
+        excess = excess / compared.sum(0)[:, None]
+        gain = (-excess.log1p()).clamp(min=torch.finfo(scores.dtype).min).masked_fill((scores == 0).all(0), -torch.inf)
+        rank = gain.argsort(dim=1, descending=True, stable=True).argsort(1)
+        among = rank < (gain.shape[1] if self.width is None else self.width)
+        return (among & (gain > 0)) | (rank == 0)
 
 
-def _functionals(target: Functional, output: Float[Tensor, "B ..."], classes: int | None) -> Float[Tensor, "K B ..."]:
-    """The target's gradient, then those of the most plausible logits that it does not add.
+def _functionals(
+    target: Functional, output: Float[Tensor, "B ..."], classes: int | None
+) -> tuple[Float[Tensor, "K B ..."], Bool[Tensor, "K B"]]:
+    """The target's gradient, then those of the most plausible logits that it does not add; and which are compared.
+
+    A sample whose target adds more logits than another's has fewer to be compared with.
 
     Raises:
         PathError: the output does not hold one logit a class.
@@ -66,9 +74,11 @@ def _functionals(target: Functional, output: Float[Tensor, "B ..."], classes: in
     if output.ndim != 2:
         raise PathError(f"classes can be compared in an output (samples, classes); got shape {list(output.shape)}")
     others = output.masked_fill(target.gradient > 0, -torch.inf)
-    open_to = int((others > -torch.inf).sum(1).min())
-    if open_to < 1:
+    open_to = (others > -torch.inf).sum(1)
+    if int(open_to.min()) < 1:
         raise PathError("there is no class to compare with: the target adds every logit")
-    count = min(open_to, output.shape[1] if classes is None else classes - 1)
-    best = others.topk(count, 1).indices
-    return torch.cat([target.gradient[None], torch.nn.functional.one_hot(best.T, output.shape[1]).to(output.dtype)])
+    count = min(int(open_to.max()), output.shape[1] if classes is None else classes - 1)
+    best, index = others.topk(count, 1)
+    compared = torch.cat([torch.ones_like(open_to, dtype=torch.bool)[None], best.T.isfinite()])
+    logits = torch.nn.functional.one_hot(index.T, output.shape[1]).to(output.dtype)
+    return torch.cat([target.gradient[None], logits]) * compared[:, :, None], compared
