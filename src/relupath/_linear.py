@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ._frozen import Frozen
@@ -131,7 +131,7 @@ def model_from(
     return PathModel(weights if len(weights) > 1 else weights[0], bias, value, labels)
 
 
-def column(numbers: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+def column(numbers: Shaped[Tensor, " B"], like: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "B ..."]:
     """One number a sample, shaped to multiply a tensor."""
     return numbers.view(-1, *[1] * (like.ndim - 1))
 
