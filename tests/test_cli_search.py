@@ -1,6 +1,8 @@
 """The command line's searches, partitions, trees and causal checks: numbers add up, wrong usage is one sentence."""
 
 import json
+import runpy
+import sys
 
 import pytest
 from PIL import Image
@@ -136,7 +138,7 @@ def test_a_row_of_which_nothing_is_found_says_so(place, search, more):  # noqa: 
 
 def test_a_network_without_layers_has_no_path(place):  # noqa: F811
     result = run("photo.png", "--model", "mine.py:flat", "--quiet")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "there is no hidden layer" in result.output
 
 
@@ -177,15 +179,41 @@ def test_the_causal_check_is_that_of_the_library(place):  # noqa: F811
     (("--partition", "channels:2"), "no partition 'channels:2'"),
     (("--search", "guess"), "'guess' is not one of"),
     (("--search", "beam", "--k", "0"), "k must be at least 1; got 0"),
+    (("--search", "exact", "--k", "-1"), "k must be at least 1; got -1"),
+    (("--search", "mass", "--share", "0"), "share must be above 0 and at most 1; got 0.0"),
+    (("--search", "selective", "--width", "-3"), "width must be at least 1; got -3"),
+    (("--search", "selective", "--classes", "1"), "classes must be at least 2; got 1"),
+    (("--search", "best-first", "--budget", "0"), "budget must be at least 1; got 0"),
+    (("--partition", "heads:0"), "no partition 'heads:0'"),
+    (("--tree-depth", "9"), "--tree-depth and --tree-width belong to --tree"),
+    (("--tree-width", "3"), "--tree-depth and --tree-width belong to --tree"),
+    (("-o", "photo.png"), "the figure would overwrite the photo photo.png"),
     (("--search", "mass", "--share", "2"), "share must be above 0 and at most 1; got 2.0"),
     (("--partition", "heads:7"), "cannot be cut into 7 blocks"),
+    (("--layers", "0,0"), "a layer is named twice"),
 ])  # fmt: skip
 def test_wrong_usage_is_one_sentence(place, asked, said):  # noqa: F811
     result = run(*MINE, *asked)
-    assert result.exit_code in (1, 2)
+    assert result.exit_code == 2
     assert said in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert not list(place.glob("*.explained.png"))
+
+
+def test_numbers_out_of_range_are_refused_before_the_model_is_loaded(place):  # noqa: F811
+    result = run("photo.png", "--model", "mine.py:raises", "--search", "beam", "--k", "0")
+    assert result.exit_code == 2
+    assert "k must be at least 1" in result.output
+
+
+@pytest.mark.parametrize("module", ["relupath", "relupath.cli"])
+def test_the_package_is_the_command(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["relupath", "--version"])
+    monkeypatch.delitem(sys.modules, "relupath.cli", raising=False)  # as in a process of its own
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0
+    assert relupath.__version__ in capsys.readouterr().out
 
 
 def test_the_command_line_and_python_ask_alike():

@@ -370,7 +370,7 @@ def test_a_search_runs_on_gated_networks(search):
 @pytest.mark.parametrize(("search", "said"), [
     (Selective(width=0), "width must be at least 1; got 0"),
     (Selective(depth=0), "depth must be at least 1; got 0"),
-    (Selective(classes=1), "at least 2 classes"),
+    (Selective(classes=1), "classes must be at least 2; got 1"),
     (Mass(0.0), "share must be above 0 and at most 1; got 0.0"),
     (Mass(1.5), "share must be above 0"),
     (Mass(float("nan")), "share must be above 0"),

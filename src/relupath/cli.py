@@ -18,7 +18,7 @@ from tqdm import tqdm
 import relupath
 
 from . import files
-from .errors import RelupathError, TargetError, UnknownLayerError, UsageError
+from .errors import PathError, RelupathError, TargetError, UnknownLayerError, UsageError
 
 if TYPE_CHECKING:
     from .elsewhere import Elsewhere
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .runs import Plan
 
 SCENE = 1_000_007
-USAGE = (UsageError, TargetError, UnknownLayerError)
+USAGE = (UsageError, PathError, TargetError, UnknownLayerError)
 EXISTING = click.Path(exists=True, path_type=Path)
 
 
@@ -87,8 +87,8 @@ SEARCHING = (
     click.option("--gap", is_flag=True, help="Also say how far greedy is from the exact best path."),
     click.option("--ablate", is_flag=True, help="Also run the model without each path's units."),
     click.option("--tree", is_flag=True, help="Print the decision as a sum of paths; draws another figure, *.tree.*"),
-    click.option("--tree-depth", type=click.IntRange(min=1), default=2, show_default=True, help="Layers of the tree."),
-    click.option("--tree-width", type=click.IntRange(min=1), default=4, show_default=True, help="Units a layer there."),
+    click.option("--tree-depth", type=click.IntRange(min=1), help="Layers of the tree.  [default: 2]"),
+    click.option("--tree-width", type=click.IntRange(min=1), help="Units a layer there.  [default: 4]"),
 )
 
 
@@ -120,8 +120,10 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
     more = {f"{kind}_figure": output.with_stem(f"{output.stem}.{kind}") for kind in ("bias", "tree") if options[kind]}
     figures = {"figure": output, **more}
     with _spoken():
-        for file in figures.values():
-            files.writable(file, (".png", ".pdf", ".svg"))
+        for figure in figures.values():
+            files.writable(figure, (".png", ".pdf", ".svg"))
+            if photo is not None and figure.exists() and figure.samefile(photo):
+                raise UsageError(f"the figure would overwrite the photo {photo}: name another file with -o")
         if photo is None and options["model"] != "creatures":
             raise UsageError(f"give a PHOTO for {options['model']}: only the model creatures draws its own scenes")
         with _progress(quiet) as progress, _json(json_path) as write:
@@ -197,7 +199,8 @@ def _plan(options: dict[str, Any]) -> Plan:
     """The options in objects.
 
     Raises:
-        UsageError: an option belongs to another search, or the partition is unknown.
+        UsageError: an option belongs to another search or to the tree, or the partition is unknown.
+        PathError: a number is out of range.
     """
     search = options["search"]
     taken = {"selective": ("width", "classes"), "mass": ("share",), "beam": ("k",), "exact": ("k",)}
@@ -210,14 +213,18 @@ def _plan(options: dict[str, Any]) -> Plan:
     if search == "exact":
         given.setdefault("k", 8)
     strategy = getattr(relupath, kinds.get(search, "Greedy"))(**given)
+    strategy.check()
     word, _, count = options["partition"].partition(":")
-    if word == "heads" and count.isdecimal():
+    if word == "heads" and count.isdecimal() and int(count):
         partition = relupath.heads(int(count))
     elif word in ("neurons", "channels", "locations") and not count:
         partition = getattr(relupath, word)
     else:
         raise UsageError(f"no partition {options['partition']!r}: expected neurons, channels, locations or heads:N")
-    tree = (options["tree_depth"], options["tree_width"]) if options["tree"] else None
+    depth, width = options["tree_depth"], options["tree_width"]
+    if not options["tree"] and (depth or width):
+        raise UsageError("--tree-depth and --tree-width belong to --tree: give it too")
+    tree = (depth or 2, width or 4) if options["tree"] else None
     where = options["layers"], options["depth"]
     return relupath.runs.Plan(strategy, partition, *where, options["ablate"], tree, options["gap"])
 
@@ -394,3 +401,7 @@ def _number(value: float | None) -> str:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+if __name__ == "__main__":
+    main()

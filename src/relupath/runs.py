@@ -138,6 +138,7 @@ def explain(
     errs = against is None and right.index != best[0].index
     rows, roles, titles = _rows(right, other, errs, named=against is not None)
     chosen = frozen.layers_of_paths(plan.chosen(frozen))
+    frozen.partitions(chosen, plan.partition)
     progress("checking completeness")
     error = float(frozen.check(rows).error.max())
     progress("summing the constants")

@@ -47,13 +47,7 @@ class Problem:
         return self.partitions[layer].scores(contribution)
 
     def top(self, depth: int | None) -> tuple[tuple[Layer, ...], ...]:
-        """So many levels from the top.
-
-        Raises:
-            PathError: the depth is less than 1.
-        """
-        if depth is not None and depth < 1:
-            raise PathError(f"depth must be at least 1; got {depth}")
+        """So many levels from the top."""
         return self.levels[:depth]
 
     def completes(self, path: Path) -> bool:
@@ -185,8 +179,29 @@ def below_range(reason: str, value: float, dtype: torch.dtype) -> str:
     return f"{reason}; its value is below the range of {dtype}" if 0 < abs(value) < torch.finfo(dtype).tiny else reason
 
 
+def refuse_below(least: int, name: str, number: object, optional: bool = False) -> None:
+    """Refuse what is not a whole number that is large enough; an optional one may be None.
+
+    Raises:
+        PathError: it is not.
+    """
+    if number is None and optional:
+        return
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise PathError(f"{name} must be a whole number; got {number!r}")
+    if number < least:
+        raise PathError(f"{name} must be at least {least}; got {number}")
+
+
 class Search(ABC):
     """A strategy that finds paths; a frozen dataclass whose constructor only stores."""
+
+    def check(self) -> None:  # noqa: B027  most strategies have numbers, some have none
+        """Refuse numbers that are out of range.
+
+        Raises:
+            PathError: one is.
+        """
 
     @abstractmethod
     def search(self, problem: Problem) -> Found:

@@ -35,12 +35,13 @@ def find_paths(
             one for each layer, where layers that are not named have neurons.
 
     Raises:
-        PathError: there is no layer to choose from, or a layer is named twice.
+        PathError: there is no layer to choose from, a layer is named twice, or a number is out of range.
         UnknownLayerError: a layer is not recorded.
         TargetError: the target does not fit the output or is not linear.
     """
     if not isinstance(search, Search):
         raise PathError(f"a search is a strategy such as Greedy(); got {search!r}")
+    search.check()
     chosen = frozen.layers_of_paths(layers)
     start = time.perf_counter()
     partitions = frozen.partitions(chosen, partition)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .._units import Layer
-from ..errors import PathError
-from ._base import Found, Problem, Search
+from ._base import Found, Problem, Search, refuse_below
 from ._prefixes import Continuations, Prefix, continued, found_from, starts
 
 
@@ -29,14 +28,17 @@ class Beam(Search):
     k: int = 8
     depth: int | None = None
 
-    def search(self, problem: Problem) -> Found:
-        """Find up to k paths a sample.
+    def check(self) -> None:
+        """Refuse numbers that are out of range.
 
         Raises:
-            PathError: k or the depth is less than 1.
+            PathError: one is.
         """
-        if self.k < 1:
-            raise PathError(f"k must be at least 1; got {self.k}")
+        refuse_below(1, "k", self.k)
+        refuse_below(1, "depth", self.depth, optional=True)
+
+    def search(self, problem: Problem) -> Found:
+        """Find up to k paths a sample."""
         beams, products = [[start] for start in starts(problem)], 0
         for level in problem.top(self.depth):
             moving = [p for beam in beams for p in beam if p.end is None and problem.below[p.layer] & set(level)]

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from .._units import Layer
-from ..errors import PathError
-from ._base import Found, Problem, Search
+from ._base import Found, Problem, Search, refuse_below
 from ._prefixes import Continuations, Prefix, continued, found_from, starts
 
 
@@ -31,14 +30,17 @@ class BestFirst(Search):
     budget: int = 64
     depth: int | None = None
 
-    def search(self, problem: Problem) -> Found:
-        """Find up to ``budget`` paths a sample.
+    def check(self) -> None:
+        """Refuse numbers that are out of range.
 
         Raises:
-            PathError: the budget or the depth is less than 1.
+            PathError: one is.
         """
-        if self.budget < 1:
-            raise PathError(f"budget must be at least 1; got {self.budget}")
+        refuse_below(1, "budget", self.budget)
+        refuse_below(1, "depth", self.depth, optional=True)
+
+    def search(self, problem: Problem) -> Found:
+        """Find up to ``budget`` paths a sample."""
         trees = [_Tree(problem, problem.top(self.depth), start) for start in starts(problem)]
         splits = 0
         while splits < self.budget:

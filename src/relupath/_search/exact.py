@@ -18,7 +18,7 @@ from .._paths import Path, Step
 from .._segments import next_layers, segment
 from .._units import Layer
 from ..errors import PathError
-from ._base import Cost, Found, Problem, Search
+from ._base import Cost, Found, Problem, Search, refuse_below
 
 HELD = 2**27
 """How many derivatives the search may hold for the ways it has not gone, each with its place."""
@@ -57,14 +57,21 @@ class Exact(Search):
     k: int = 1
     products: int = 20_000
 
+    def check(self) -> None:
+        """Refuse numbers that are out of range.
+
+        Raises:
+            PathError: one is.
+        """
+        refuse_below(1, "k", self.k)
+        refuse_below(0, "products", self.products)
+
     def search(self, problem: Problem) -> Found:
         """Find the k best paths of each sample.
 
         Raises:
-            PathError: k is less than 1, or it takes more products than are allowed, or more memory than is sensible.
+            PathError: it takes more products than are allowed, or more memory than is sensible.
         """
-        if self.k < 1:
-            raise PathError(f"k must be at least 1; got {self.k}")
         bounds = _Bounds(problem, self.products)
         return _Ranking(problem, bounds, self).found()
 

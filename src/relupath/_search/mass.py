@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..errors import PathError
-from ._base import Found, Problem, Search
+from ._base import Found, Problem, Search, refuse_below
 from ._sets import Scores, descend
 
 
@@ -31,14 +31,18 @@ class Mass(Search):
     share: float = 0.5
     depth: int | None = None
 
-    def search(self, problem: Problem) -> Found:
-        """Find one path a sample.
+    def check(self) -> None:
+        """Refuse numbers that are out of range.
 
         Raises:
-            PathError: the share or the depth is out of range.
+            PathError: one is.
         """
-        if not 0 < self.share <= 1:
-            raise PathError(f"share must be above 0 and at most 1; got {self.share}")
+        if not isinstance(self.share, int | float) or not 0 < self.share <= 1:
+            raise PathError(f"share must be above 0 and at most 1; got {self.share!r}")
+        refuse_below(1, "depth", self.depth, optional=True)
+
+    def search(self, problem: Problem) -> Found:
+        """Find one path a sample."""
         return descend(problem, problem.functional.gradient[None], problem.top(self.depth), self._choose)
 
     def _choose(self, scores: Scores) -> Bool[Tensor, "B units"]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._targets import Functional
 from ..errors import PathError
-from ._base import Found, Problem, Search
+from ._base import Found, Problem, Search, refuse_below
 from ._sets import Scores, descend
 
 
@@ -38,16 +38,22 @@ class Selective(Search):
     depth: int | None = None
     classes: int | None = 10
 
+    def check(self) -> None:
+        """Refuse numbers that are out of range.
+
+        Raises:
+            PathError: one is.
+        """
+        refuse_below(1, "width", self.width, optional=True)
+        refuse_below(1, "depth", self.depth, optional=True)
+        refuse_below(2, "classes", self.classes, optional=True)
+
     def search(self, problem: Problem) -> Found:
         """Find one path a sample.
 
         Raises:
-            PathError: the width, the depth or the number of classes is out of range.
+            PathError: the output does not hold one logit a class, or the target adds every one.
         """
-        if self.width is not None and self.width < 1:
-            raise PathError(f"width must be at least 1; got {self.width}")
-        if self.classes is not None and self.classes < 2:
-            raise PathError(f"at least 2 classes are needed to compare; got {self.classes}")
         functionals, compared = _functionals(problem.functional, problem.frozen.output, self.classes)
         return descend(problem, functionals, problem.top(self.depth), partial(self._choose, compared))
 
