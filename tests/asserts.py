@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import jaxtyping
 import torch
 import torch.nn.modules.module as module_globals
 from torch import Tensor, nn
@@ -24,6 +25,17 @@ def refusal(run: Callable[[], object], *errors: type[Exception]) -> str | None:
     except errors as error:
         return str(error)
     return None
+
+
+@contextmanager
+def typechecks_off() -> Iterator[None]:
+    """Without the tests' type checker, as a user calls the library."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def assert_close(got: Tensor, expected: Tensor, scale: Tensor | float = 0.0) -> None:

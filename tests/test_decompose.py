@@ -242,3 +242,11 @@ def test_the_model_is_as_before():
     model = build("resnet")
     with assert_untouched(model):
         decompose(freeze(model, inputs("resnet")), 0).expand(2)
+
+
+def test_a_tree_of_another_kind_is_refused():
+    text = decompose(freeze(build("mlp"), inputs("mlp")), 0).to_json()
+    assert Node.from_json(text).kind == "path"
+    for kind in ("7", '"shrub"'):
+        with pytest.raises(PathError, match="not a tree"):
+            Node.from_json(text.replace('"kind": "path"', f'"kind": {kind}'))

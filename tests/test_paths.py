@@ -6,20 +6,29 @@ import inspect
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from asserts import assert_children_sum_to_parent, assert_same_model, assert_zero
+from asserts import assert_children_sum_to_parent, assert_same_model, assert_zero, typechecks_off
 from cases import PARTITIONS
 from nets import Lambda, build, example, inputs, randomise
 from relupath import (
+    Beam,
+    Exact,
     Greedy,
+    Mass,
     Path,
     PathModel,
+    Selective,
     Step,
+    ablate,
+    bias_sources,
     channels,
+    decompose,
     find_paths,
     freeze,
     heads,
@@ -28,7 +37,9 @@ from relupath import (
     locations,
     logit,
     neurons,
-)  # fmt: skip
+    path_mass,
+)
+from relupath._partitions import Labels
 from relupath.errors import InputError, PathError, RelupathError, UnknownLayerError
 
 LONG = Path.of([("features.3", (17, 4, 9)), ("features.22", [(1, 2, 3), (0, 5, 5)]), ("fc", (7,))], target="logit 936")
@@ -420,3 +431,67 @@ def test_what_is_given_as_a_path_must_be_one(path):
     frozen = freeze(build("mlp"), inputs("mlp"))
     with pytest.raises(PathError, match=r"a path is a relupath.Path, such as Path.of"):
         inspect.unwrap(linear_model)(frozen, 0, path)  # without the tests' type checker
+
+
+@pytest.mark.parametrize("unit", [np.int64(2), torch.tensor(2)], ids=["numpy", "torch"])
+def test_what_argmax_gives_is_a_coordinate(unit):
+    assert Path.of([("1", (unit,))]) == Path.of([("1", [(unit,)])]) == Path.of([("1", (2,))])
+
+
+@pytest.mark.parametrize("pair", [("1", 3), ("1", (1.5,)), (nn.ReLU(), (1,)), ("1", ("a",))], ids=str)
+def test_what_is_no_unit_of_a_named_layer_is_refused(pair):
+    with pytest.raises(PathError, match="a path takes pairs of a layer's name and a unit"):
+        inspect.unwrap(Path.of.__func__)(Path, [pair])
+
+
+def test_a_truth_value_is_no_coordinate():
+    text = Path.of([("1", (1,))]).to_json()
+    assert Path.from_json(text)
+    with pytest.raises(PathError, match="units of integer coordinates"):
+        Path.from_json(text.replace("[[1]]", "[[true]]"))
+
+
+NOT_THESE = {
+    "partition text": (lambda f: find_paths(f, 1, Greedy(), partition="channels"), "a partition is one such as"),
+    "partition none": (lambda f: find_paths(f, 1, Greedy(), partition=None), "a partition is one such as"),
+    "partition text of a layer": (lambda f: decompose(f, 1, partition={"1": "channels"}), "a partition is one such as"),
+    "partition elsewhere": (
+        lambda f: find_paths(f, 1, Greedy(), layers=["3"], partition={"1": channels}),
+        "'1', which is not among the layers chosen",
+    ),
+    "heads": (lambda f: find_paths(f, 1, Greedy(), partition=_forced(heads(2), blocks=2.0)), "into 2.0 blocks"),
+    "labels": (lambda f: find_paths(f, 1, Greedy(), partition=_forced(Labels(None), given=[0])), "a tensor of labels"),
+    "layers": (lambda f: find_paths(f, 1, Greedy(), layers=1), "layers takes a list"),
+    "layers of masses": (lambda f: path_mass(f, 1, "1"), "layers takes a list"),
+    "layer twice": (lambda f: path_mass(f, 1, ["1", "1"]), "a layer is named twice"),
+    "sample": (lambda f: path_mass(f, 1).sample(3, of=2), "sample 2 is not in the batch of 2"),
+    "last sample": (lambda f: path_mass(f, 1).sample(3, of=-1), "sample -1 is not in the batch of 2"),
+    "beam": (lambda f: find_paths(f, 1, _forced(Beam(), k=2.5)), "k must be a whole number; got 2.5"),
+    "beam of none": (lambda f: find_paths(f, 1, _forced(Beam(), k=None)), "k must be a whole number; got None"),
+    "exact": (lambda f: find_paths(f, 1, _forced(Exact(), k=2.5)), "k must be a whole number; got 2.5"),
+    "mass": (lambda f: find_paths(f, 1, _forced(Mass(), share="a")), "share must be above 0 and at most 1; got 'a'"),
+    "selective": (lambda f: find_paths(f, 1, _forced(Selective(), width=2.5)), "width must be a whole number; got 2.5"),
+    "depth": (lambda f: find_paths(f, 1, _forced(Selective(), depth=2.0)), "depth must be a whole number; got 2.0"),
+    "width": (lambda f: decompose(f, 1, width=2.5), "width must be a whole number of at least 1; got 2.5"),
+    "ablated": (lambda f: ablate(f, find_paths(f, 1, Greedy())), "a path is a relupath.Path"),
+    "ablated list": (lambda f: ablate(f, [Path.of([("1", (1,))])]), "a path is a relupath.Path"),
+    "bias": (lambda f: bias_sources(f, 1, "abc"), "a path is a relupath.Path"),
+    "bias list": (lambda f: bias_sources(f, 1, [Path.of([("1", (1,))])] * 2), "a path is a relupath.Path"),
+}
+
+
+def _forced(thing, **fields):
+    """A frozen value with fields that the tests' type checker would not let in."""
+    for name, value in fields.items():
+        object.__setattr__(thing, name, value)
+    return thing
+
+
+@pytest.mark.parametrize("case", NOT_THESE)
+def test_what_does_not_fit_is_one_sentence(case):
+    """Without the tests' type checker, as a user calls it."""
+    ask, said = NOT_THESE[case]
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    frozen = freeze(model, torch.ones(2, 5))
+    with pytest.raises(PathError, match=said), typechecks_off():
+        ask(frozen)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from asserts import assert_close, assert_untouched
+from asserts import assert_close, assert_untouched, typechecks_off
 from cases import DTYPES
 from nets import CHANGES, Lambda, build, example, inputs, layered, mlp, randomise
 from relupath import freeze
@@ -340,3 +340,22 @@ def test_recordings_that_differ_are_refused():
         agreement_along(frozen, torch.ones(2, 5).double())
     with pytest.raises(InputError, match="at least one step; got 0"):
         agreement_along(frozen, inputs("mlp"), 0)
+
+
+def test_what_is_no_tensor_or_no_recording_is_refused():
+    frozen = freeze(build("mlp"), inputs("mlp"))
+    with typechecks_off():
+        for ask in (first_flip, agreement_along):
+            with pytest.raises(InputError, match=r"must be a tensor, or a tuple of them .*; got ndarray"):
+                ask(frozen, inputs("mlp").numpy())
+        with pytest.raises(InputError, match=r"give the recording at the other input, freeze\(model, x\); got Tensor"):
+            agreement(frozen, inputs("mlp"))
+
+
+def test_a_direction_made_in_inference_mode_is_one():
+    frozen = freeze(build("vgg"), inputs("vgg"))
+    with torch.inference_mode():
+        direction = inputs("vgg", 7)
+        within = first_flip(frozen, direction)
+    assert torch.equal(first_flip(frozen, direction).t, first_flip(frozen, inputs("vgg", 7)).t)
+    assert torch.equal(within.t, first_flip(frozen, direction).t)

@@ -225,7 +225,8 @@ def test_every_path_has_the_value_that_is_said(name, search):
         assert len(set(paths)) == len(paths)
         for path, value in zip(paths[:4], values, strict=False):
             assert_close(linear_model(frozen, None, path).value[b], torch.tensor(value, dtype=torch.float64), size)
-    held = torch.tensor([sum(values) for values in found.values], dtype=torch.float64)
+    pairs = zip(found.ranked, found.values, strict=True)
+    held = torch.tensor([sum(v for path, v in zip(*some, strict=True) if path) for some in pairs], dtype=torch.float64)
     assert_close(found.held * frozen.output.amax(1), held, size)
 
 

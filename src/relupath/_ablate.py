@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ._calls import Call
 from ._frozen import Frozen
 from ._gates import Rule
-from ._linear import linear_model, mask_of_step
+from ._linear import linear_model, mask_of_step, paths_of
 from ._marks import Mark
 from ._paths import Path
 from ._record import Recorder
@@ -55,11 +55,12 @@ def ablate(frozen: Frozen, path: Path, target: TargetLike = None) -> Ablation:
         target: what is watched; None means each sample's predicted class, that of the unchanged network.
 
     Raises:
-        PathError: the path has no unit, or one is outside its layer.
+        PathError: it is no path, has no unit, or one is outside its layer.
         UnknownLayerError: a layer is not recorded.
         TargetError: the target does not fit the output or is not linear.
         ModelError: the model was changed since, or runs other layers without these units.
     """
+    (path,) = paths_of((path,), frozen.batch)
     if not path.steps:
         raise PathError("the path has no unit to set to zero")
     functional = frozen.functional(target)

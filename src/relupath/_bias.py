@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._frozen import Frozen
-from ._linear import PathModel, column, descend, model_from
+from ._linear import PathModel, column, descend, model_from, paths_of
 from ._paths import Path
 from ._sources import Source, reduced
 from ._targets import TargetLike
@@ -173,7 +173,7 @@ def bias_sources(frozen: Frozen, target: TargetLike = None, path: Path | None = 
     Source: section 3 of the paper, counted constant by constant; its figure 1 shows why the bias matters.
     """
     functional = frozen.functional(target)
-    path = path or Path()
+    path, *_ = paths_of((path or Path(),), frozen.batch)
     ends, value, scale = descend(frozen, functional.gradient, [path] * frozen.batch)
     value = value if path else functional.value
     found, products = _collect(frozen, ends, samples=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -120,6 +120,8 @@ class Node:
         try:
             below = None if data["children"] is None else tuple(map(cls.from_dict, data["children"]))
             path, numbers = Path.from_dict(data["path"]), (float(data["value"]), float(data["bias"]))
+            if data["kind"] not in get_args(Kind):
+                raise ValueError(f"kind {data['kind']!r}")
             return cls(data["kind"], path, *numbers, _children=below)
         except (KeyError, TypeError, ValueError) as error:
             raise PathError(f"not a tree: {type(error).__name__} {error}") from error
@@ -180,9 +182,9 @@ def decompose(
 
     Source: section 3 of the paper, of which every split is an identity.
     """
-    if width < 1:
-        raise PathError(f"width must be at least 1; got {width}")
-    if not 0 <= sample < frozen.batch:
+    if not isinstance(width, int) or width < 1:
+        raise PathError(f"width must be a whole number of at least 1; got {width}")
+    if not isinstance(sample, int) or not 0 <= sample < frozen.batch:
         raise PathError(f"sample {sample} is not in the batch of {frozen.batch}")
     functional, chosen = frozen.functional(target), frozen.layers_of_paths(layers)
     partitions = frozen.partitions(chosen, partition)

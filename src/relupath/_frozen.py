@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from ._partitions import Partition, neurons
+from ._partitions import Partition, neurons, refuse_no_partitions
 from ._places import Operation
 from ._probe import Probe
 from ._record import Recorder
@@ -142,8 +142,8 @@ class Frozen:
             PathError: there is none, one is named twice, or one has another first axis.
             UnknownLayerError: a layer is not recorded.
         """
-        if isinstance(layers, str):
-            raise PathError(f"layers takes a list of layers, such as [{layers!r}]; got the text {layers!r}")
+        if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence)):
+            raise PathError(f"layers takes a list of layers, such as ['layer1']; got {layers!r}")
         batched = [layer for layer in self.layers if len(layer.output) == self.batch]
         chosen = batched if layers is None else [self.layer_of_path(which) for which in layers]
         if not chosen:
@@ -164,10 +164,11 @@ class Frozen:
             PathError: a partition does not fit its layer.
             UnknownLayerError: a named layer is not recorded.
         """
-        if isinstance(partition, Partition):
-            chosen = dict.fromkeys(layers, partition)
-        else:
+        if isinstance(partition, Mapping):
             chosen = dict.fromkeys(layers, neurons) | {self.layer(which): one for which, one in partition.items()}
+        else:
+            chosen = dict.fromkeys(layers, partition)
+        refuse_no_partitions(chosen, layers)
         for layer in layers:
             chosen[layer].count(layer.shape)
         return chosen

@@ -82,7 +82,7 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
     Source: section 3 of the paper.
     """
     functional = frozen.functional(target)
-    paths = _each(path, frozen.batch)
+    paths = paths_of(path, frozen.batch)
     if len(paths) != frozen.batch:
         raise PathError(f"{len(paths)} paths for {frozen.batch} samples: give one path, or one a sample")
     layers = [tuple(step.layers for step in p.steps) for p in paths]
@@ -105,8 +105,12 @@ def linear_model(frozen: Frozen, target: TargetLike = None, path: Path | Sequenc
     return model_from(frozen, frozen.to_inputs(ends), value, functional.labels, scale)
 
 
-def _each(path: Any, samples: int) -> list[Path]:
-    """One path for each sample, where one is given for all or none."""
+def paths_of(path: Any, samples: int) -> list[Path]:
+    """One path for each sample, where one is given for all or none.
+
+    Raises:
+        PathError: what is given is no path.
+    """
     several = isinstance(path, Sequence) and not isinstance(path, str)
     paths = [*path] if several else [Path() if path is None else path] * samples
     for one in paths:

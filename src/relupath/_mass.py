@@ -80,10 +80,12 @@ class PathMass:
             of: which sample of the batch.
 
         Raises:
-            PathError: n is less than 1, or there is no active path.
+            PathError: n is less than 1, the sample is not in the batch, or there is no active path.
         """
         if n < 1:
             raise PathError(f"n must be at least 1; got {n}")
+        if not 0 <= of < len(self.mass):
+            raise PathError(f"sample {of} is not in the batch of {len(self.mass)}")
         if not self.mass[of] > 0:
             raise PathError(f"no path to {self.labels[of]} of sample {of} is active: there is none to draw")
         paths, signs = _Draw(self._passes, of, n, generator).drawn(self.labels[of])
@@ -110,16 +112,13 @@ def path_mass(
         products: see ``Exact``.
 
     Raises:
-        PathError: the derivative between two layers takes too many products, or there is no layer.
+        PathError: the derivative between two layers takes too many products, there is no layer, or one is named twice.
         UnknownLayerError: a layer is not recorded.
         TargetError: the target does not fit the output or is not linear.
 
     Source: section 6 of the paper asks how much paths carry; the recursion is this library's answer.
     """
-    batched = [layer for layer in frozen.layers if len(layer.output) == frozen.batch]
-    chosen = batched if layers is None else [frozen.layer_of_path(which) for which in layers]
-    if not chosen:
-        raise PathError("there is no hidden layer for a path: name module outputs with freeze(..., layers=[...])")
+    chosen = frozen.layers_of_paths(layers)
     functional = frozen.functional(target)
     lower = next_layers(frozen.top, frozen.levels(chosen), frozen.below(chosen))
     return _Passes(frozen, functional, lower, products).result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._units import Unit
+from ._units import Layer, Unit
 from .errors import PathError
 
 
@@ -140,7 +140,8 @@ class Blocks(Partition):
         Raises:
             PathError: the axis is not there, or cannot be cut into blocks of one size.
         """
-        size = shape[self.axis] if -len(shape) <= self.axis < len(shape) else 0
+        whole = all(isinstance(number, int) for number in (self.axis, self.blocks))
+        size = shape[self.axis] if whole and -len(shape) <= self.axis < len(shape) else 0
         if size == 0 or self.blocks < 1 or size % self.blocks:
             raise PathError(
                 f"axis {self.axis} of a layer of shape {list(shape)} cannot be cut into {self.blocks} blocks"
@@ -168,6 +169,8 @@ class Labels(Partition):
             PathError: there is not one label, a whole number from 0 on, for every neuron.
         """
         given = self.given
+        if not isinstance(given, Tensor):
+            raise PathError(f"partition {self.name!r} needs a tensor of labels; got {type(given).__name__}")
         fits = given.ndim == len(shape) and all(n in (1, size) for n, size in zip(given.shape, shape, strict=True))
         if not fits:
             raise PathError(
@@ -177,6 +180,19 @@ class Labels(Partition):
         if given.is_floating_point() or given.dtype == torch.bool or int(given.min()) < 0:
             raise PathError(f"partition {self.name!r} needs whole numbers from 0 on as labels; got {given.dtype}")
         return given.long().expand(*shape)
+
+
+def refuse_no_partitions(given: Mapping[Layer, object], layers: Sequence[Layer]) -> None:
+    """Refuse what is no partition, and one of a layer that is not among those asked for.
+
+    Raises:
+        PathError: something is not.
+    """
+    for layer, one in given.items():
+        if layer not in layers:
+            raise PathError(f"a partition is given for layer {layer.name!r}, which is not among the layers chosen")
+        if not isinstance(one, Partition):
+            raise PathError(f"a partition is one such as neurons, channels or heads(12); got {one!r}")
 
 
 neurons = Axes("neurons")

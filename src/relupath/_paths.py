@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from operator import index
+from types import NoneType
+from typing import Any, SupportsIndex
 
 from ._units import Unit
 from .errors import PathError
+
+Given = Sequence[SupportsIndex | None]
+"""A unit as it is given: coordinates of any kind of whole number."""
 
 FORMAT = "relupath.path/1"
 SHOWN = 8
@@ -103,12 +108,21 @@ class Path:
             raise PathError("a path has one step a layer: put all its units of a layer into that step")
 
     @classmethod
-    def of(cls, units: Iterable[tuple[str, Unit | Sequence[Unit]]], target: str = "") -> Path:
-        """A path from (layer name, unit) or (layer name, units) pairs, input side first."""
+    def of(cls, units: Iterable[tuple[str, Given | Sequence[Given]]], target: str = "") -> Path:
+        """A path from (layer name, unit) or (layer name, units) pairs, input side first.
+
+        Raises:
+            PathError: a layer is not given by its name, or a unit not by whole numbers (or None for a whole axis).
+        """
         steps = []
         for layer, chosen in units:
-            several = all(isinstance(unit, tuple | list) for unit in chosen)
-            steps.append(_step({"layer": layer, "units": chosen if several else [chosen]}))
+            try:
+                steps.append(_step({"layer": layer, "units": _coordinates_of(chosen)}))
+            except TypeError as error:
+                raise PathError(
+                    "a path takes pairs of a layer's name and a unit, such as ('layer1.relu', (17, 4, 9)); "
+                    f"got {layer!r} with {chosen!r}"
+                ) from error
         return cls(tuple(steps), target=target)
 
     @property
@@ -186,10 +200,16 @@ class Path:
 
 def _step(data: Any) -> Step:
     units = tuple(tuple(unit) for unit in data["units"])
-    if not isinstance(data["layer"], str) or any(not isinstance(i, int | None) for unit in units for i in unit):
+    if not isinstance(data["layer"], str) or any(type(i) not in (int, NoneType) for unit in units for i in unit):
         raise TypeError("a step has a layer name and units of integer coordinates")
     beside = tuple(_step(other) for other in data.get("beside", ()))
     return Step(data["layer"], units, beside, bool(data.get("but", False)))
+
+
+def _coordinates_of(chosen: Any) -> list[list[int | None]]:
+    """One unit, or several, in plain numbers: what argmax gives, of numpy or torch, is none yet."""
+    several = all(isinstance(unit, tuple | list) for unit in chosen)
+    return [[None if i is None else index(i) for i in unit] for unit in (chosen if several else [chosen])]
 
 
 def _order(unit: Unit) -> tuple[int, ...]:

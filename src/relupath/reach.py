@@ -162,8 +162,10 @@ def agreement(frozen: Frozen, other: Frozen) -> dict[str, Float[Tensor, " B"]]:
     Counted are the layers whose gates are open or shut (ReLU and its relatives): gates agree if their slopes are equal.
 
     Raises:
-        InputError: the two recordings differ in layers or shapes, or no layer has such gates.
+        InputError: one is no recording, the two differ in layers or shapes, or no layer has such gates.
     """
+    if not isinstance(other, Frozen):
+        raise InputError(f"give the recording at the other input, freeze(model, x); got {type(other).__name__}")
     here = [(layer.name, layer.output.shape) for layer in frozen.layers]
     if here != [(layer.name, layer.output.shape) for layer in other.layers]:
         raise InputError(
@@ -233,10 +235,14 @@ def _rates(recorder: PieceRecorder, directions: Sequence[Tensor]) -> list[Tensor
 def _fitting(frozen: Frozen, given: Inputs, what: str) -> tuple[Tensor, ...]:
     """One tensor for each explained input, of its shape."""
     tensors = given if isinstance(given, tuple) else (given,)
+    if not all(isinstance(t, Tensor) for t in tensors):
+        kinds = ", ".join(type(t).__name__ for t in tensors)
+        raise InputError(f"the {what} must be a tensor, or a tuple of them for several explained inputs; got {kinds}")
     shapes, expected = [list(t.shape) for t in tensors], [list(layer.output.shape) for layer in frozen.inputs]
     if shapes != expected or not all(bool(torch.isfinite(t).all()) for t in tensors):
         raise InputError(f"the {what} must be finite and of the explained input's shape {expected}; got {shapes}")
-    return tuple(t.to(layer.output) for t, layer in zip(tensors, frozen.inputs, strict=True))
+    with torch.inference_mode(False):  # what was made there cannot take part in derivatives: copies can
+        return tuple(t.to(layer.output, copy=True) for t, layer in zip(tensors, frozen.inputs, strict=True))
 
 
 def _refuse_smooth(operations: Sequence[Operation]) -> None:
