@@ -145,10 +145,7 @@ def explain(
     biases = origins(bias_sources(frozen, rows))
     progress("searching paths")
     found = find_paths(frozen, rows, plan.search, layers=chosen, partition=plan.partition)
-    gap = None
-    if plan.gap or isinstance(plan.search, Exact):
-        progress("searching the best path")
-        gap = found.gap()
+    gap = _gaps(found, plan, progress)
     models = _models(frozen, rows, found, progress)
     ablated = _ablated(frozen, rows, found, plan.ablate, errs, progress)
     tree = None
@@ -250,6 +247,14 @@ def _row(
     whole = part(0, Path(target=path.target))
     held = float(found.held[b]) if found.value[b] else None
     return Row(role, title, whole, parts, end, found.stopped[b], origin, held, several)
+
+
+def _gaps(found: Found, plan: Plan, progress: Progress) -> Gap | None:
+    """How far Algorithm 1 is from the exact best path, where that was asked for, or the search is the exact one."""
+    if not (plan.gap or isinstance(plan.search, Exact)):
+        return None
+    progress("searching the best path")
+    return found.gap()
 
 
 def _gap(b: int, gap: Gap | None) -> tuple[float | None, float | None] | None:
