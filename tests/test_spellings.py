@@ -225,23 +225,19 @@ def test_an_unrolled_recurrent_layer_that_starts_from_zero(run, make):
     assert_exact(run, lambda m, h: run(m, h, torch.Tensor.detach, frozen_tanh), cell=make(6, 4))
 
 
-@pytest.mark.parametrize("case", ["LSTM", "gate times a bias"])
+CONSTANTS = {
+    "LSTM": (lambda h: torch.sigmoid(h) * torch.zeros_like(C) + h, lambda h: h),
+    "gate times a bias": (
+        lambda h: torch.sigmoid(h) * h + (1 - torch.sigmoid(h)) * C,
+        lambda h: torch.sigmoid(h).detach() * h + (1 - torch.sigmoid(h)).detach() * C,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONSTANTS)
 def test_a_gate_times_a_constant_is_a_constant(case):
     # It depends on the input, and yet it may be added to a signal, as in ``gate * x + (1 - gate) * default``.
-    f, twin = {
-        "LSTM": (
-            lambda h: torch.sigmoid(h) * torch.zeros_like(C) + h,
-            lambda h: h,
-        ),
-        "gate times a bias": (
-            lambda h: torch.sigmoid(h) * h + (1 - torch.sigmoid(h)) * C,
-            lambda h: torch.sigmoid(h).detach() * h + (1 - torch.sigmoid(h)).detach() * C,
-        ),
-        "values that are constant": (
-            lambda h: h + sdpa(h, C, C),
-            lambda h: h + ((h @ C.mT * 6**-0.5).softmax(-1) @ C).detach(),
-        ),
-    }[case]
+    f, twin = CONSTANTS[case]
     assert_exact(lambda m, h: f(h), lambda m, h: twin(h))
 
 
@@ -299,34 +295,39 @@ def test_squared_relu(form):
     assert_exact(lambda m, h: f(F.relu(h)), lambda m, h: F.relu(h) * F.relu(h).detach())
 
 
-@pytest.mark.parametrize("form", ["clamp", "clip", "1 + tanh", "1 - tanh", "expit", "ndtr", "sigmoid_"])
+GATES = {
+    "clamp": (lambda h: h * (h + 3).clamp(0, 6) / 6, lambda h: h * (h + 3).clamp(0, 6).detach() / 6),
+    "clip": (lambda h: h * torch.clip(h / 6 + 0.5, 0, 1), lambda h: h * torch.clip(h / 6 + 0.5, 0, 1).detach()),
+    "1 + tanh": (
+        lambda h: 0.5 * h * (1 + torch.tanh(0.8 * h)),
+        lambda h: 0.5 * h * (1 + (0.8 * h).tanh().detach()),
+    ),
+    "1 - tanh": (lambda h: h * (1 - torch.tanh(h.flip(1))), lambda h: h * (1 - torch.tanh(h.flip(1)).detach())),
+    "expit": (lambda h: h * torch.special.expit(h), lambda h: h * torch.sigmoid(h).detach()),
+    "ndtr": (lambda h: h * torch.special.ndtr(h), lambda h: h * torch.special.ndtr(h).detach()),
+    "sigmoid_": (
+        lambda h: h * h.mean(-1, keepdim=True).sigmoid_(),
+        lambda h: h * h.mean(-1, keepdim=True).sigmoid().detach(),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", GATES)
 def test_other_ways_to_write_a_gate(form):
     # Between two bounds clamp is hardtanh, as in the older hard swish. A number added to a gate leaves it a gate, and
     # sigmoid_ writes one over a signal.
-    f, twin = {
-        "clamp": (lambda h: h * (h + 3).clamp(0, 6) / 6, lambda h: h * (h + 3).clamp(0, 6).detach() / 6),
-        "clip": (lambda h: h * torch.clip(h / 6 + 0.5, 0, 1), lambda h: h * torch.clip(h / 6 + 0.5, 0, 1).detach()),
-        "1 + tanh": (
-            lambda h: 0.5 * h * (1 + torch.tanh(0.8 * h)),
-            lambda h: 0.5 * h * (1 + (0.8 * h).tanh().detach()),
-        ),
-        "1 - tanh": (lambda h: h * (1 - torch.tanh(h.flip(1))), lambda h: h * (1 - torch.tanh(h.flip(1)).detach())),
-        "expit": (lambda h: h * torch.special.expit(h), lambda h: h * torch.sigmoid(h).detach()),
-        "ndtr": (lambda h: h * torch.special.ndtr(h), lambda h: h * torch.special.ndtr(h).detach()),
-        "cat": (
-            lambda h: h * torch.cat([torch.sigmoid(h[..., :3]), torch.tanh(h[..., 3:])], -1),
-            lambda h: h * torch.cat([torch.sigmoid(h[..., :3]), torch.tanh(h[..., 3:])], -1).detach(),
-        ),
-        "sigmoid_": (
-            lambda h: h * h.mean(-1, keepdim=True).sigmoid_(),
-            lambda h: h * h.mean(-1, keepdim=True).sigmoid().detach(),
-        ),
-        "lerp": (
-            lambda h: torch.lerp(h, h.flip(1), torch.sigmoid(h)),
-            lambda h: torch.lerp(h, h.flip(1), torch.sigmoid(h).detach()),
-        ),
-    }[form]
+    f, twin = GATES[form]
     assert_exact(lambda m, h: f(h), lambda m, h: twin(h))
+
+
+@pytest.mark.parametrize("function", [
+    lambda h: h * torch.cat([torch.sigmoid(h[..., :3]), torch.tanh(h[..., 3:])], -1),
+    lambda h: torch.lerp(h, h.flip(1), torch.sigmoid(h)),
+], ids=["cat", "lerp"])  # fmt: skip
+def test_a_gate_that_no_product_takes_is_refused(function):
+    # Joined with another gate, or as the weight of a mean, a gate would be taken for a signal.
+    with pytest.raises(UnsupportedOperation, match="it is a gate: frozen at the input, it can scale a signal"):
+        freeze(branches(lambda m, h: function(h)), given_input())
 
 
 def test_attention_whose_queries_are_bent():
