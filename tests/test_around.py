@@ -24,7 +24,7 @@ from relupath import freeze, linear_model
 from relupath._gates import TABLE
 from relupath.errors import IncompleteError, ModelError, RelupathError, UnsupportedOperation
 from test_detection import LIES, LIVE, Residual, Sines, Site, assert_found_or_right, assert_found_out, holding, quietly
-from test_usage import Checkpointed, Tokens, assert_left_alone
+from test_usage import Checkpointed, Tokens
 
 
 def lin(i: int, o: int) -> nn.Linear:
@@ -58,24 +58,6 @@ def test_the_rule_that_lies_is_named_behind_skips(case, block, monkeypatch):
 
 
 # --- gradient checkpointing without reentrance ---
-
-
-@pytest.mark.parametrize(
-    "act", [F.relu, F.relu6, F.gelu, lambda h: h * torch.sigmoid(h), lambda h: F.layer_norm(h, (4,))]
-)
-def test_a_checkpointed_block_is_recorded_once(act):
-    """Such a block would run again at the first product, outside the recorder, so checkpointing is suspended.
-
-    The function to replace has different names in different versions of torch.
-    """
-    model, x = randomise(Checkpointed(act, False), 1), example((5,), 2)
-    with assert_left_alone(model):
-        frozen = freeze(model, x)
-        linear_model(frozen, 0)
-        assert model.runs == [1]
-        assert_complete(frozen, 0)
-    twin = randomise(Checkpointed(act, True), 1)
-    assert_same_model(linear_model(frozen, 0), linear_model(freeze(twin, x), 0))
 
 
 def test_a_checkpointed_sequence():

@@ -196,7 +196,7 @@ class Sine(torch.autograd.Function):
         return grad * torch.cos(h)
 
 
-class NewSine(torch.autograd.Function):
+class NewSine(Sine):
     """The other way to write one."""
 
     generate_vmap_rule = True
@@ -209,13 +209,8 @@ class NewSine(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
 
-    @staticmethod
-    def backward(ctx, grad):
-        (h,) = ctx.saved_tensors
-        return grad * torch.cos(h)
 
-
-class OpaqueSine(torch.autograd.Function):
+class OpaqueSine(Sine):
     """Its body runs unseen, as one in C++ would."""
 
     @staticmethod
@@ -224,22 +219,12 @@ class OpaqueSine(torch.autograd.Function):
         with torch._C.DisableTorchFunction():
             return torch.sin(h)
 
-    @staticmethod
-    def backward(ctx, grad):
-        (h,) = ctx.saved_tensors
-        return grad * torch.cos(h)
 
-
-class NumpySine(torch.autograd.Function):
+class NumpySine(Sine):
     @staticmethod
     def forward(ctx, h):
         ctx.save_for_backward(h)
         return torch.from_numpy(np.sin(h.detach().numpy()))
-
-    @staticmethod
-    def backward(ctx, grad):
-        (h,) = ctx.saved_tensors
-        return grad * torch.cos(h)
 
 
 class DirtySine(torch.autograd.Function):
@@ -276,6 +261,26 @@ class Estimator(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad
+
+
+class SeenEstimator(Estimator):
+    """Its body runs in torch functions."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return h.round()
+
+
+class Reverse(torch.autograd.Function):
+    """Gradient reversal: a view forward, the sign turned backward."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
 
 
 with warnings.catch_warnings():
@@ -355,6 +360,16 @@ def function_of_autograd_without_derivative(h):
 @plant("EstimatorBackward")
 def straight_through_estimator(h):
     return Estimator.apply(h)
+
+
+@plant("SeenEstimatorBackward")
+def straight_through_estimator_in_torch_functions(h):
+    return SeenEstimator.apply(h)
+
+
+@plant("ReverseBackward")
+def gradient_reversal(h):
+    return Reverse.apply(h)
 
 
 @plant("sin")
@@ -611,13 +626,17 @@ def behind_the_back_of_torch_function(h):
         return torch.sin(h)
 
 
-@plant("SinBackward0")
-def in_another_thread(h):
+def in_thread(function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
     found: list[Tensor] = []
-    worker = threading.Thread(target=lambda: found.append(torch.sin(h)))
+    worker = threading.Thread(target=lambda: found.append(function(h)))
     worker.start()
     worker.join()
     return found[0]
+
+
+@plant("SinBackward0", in_thread)
+def in_another_thread(h):
+    return in_thread(torch.sin, h)
 
 
 @plant("mul")
@@ -883,14 +902,6 @@ EITHER: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
 }  # fmt: skip
 
 
-def in_thread(function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
-    found: list[Tensor] = []
-    worker = threading.Thread(target=lambda: found.append(function(h)))
-    worker.start()
-    worker.join()
-    return found[0]
-
-
 def _unseen(h: Tensor) -> Tensor:
     with torch._C.DisableTorchFunction():
         return torch.add(torch.mul(h, 2), 1)
@@ -930,14 +941,6 @@ def _hidden(h: Tensor) -> Tensor:
         return torch.sin(h)
 
 
-def _thread(h: Tensor) -> Tensor:
-    found: list[Tensor] = []
-    worker = threading.Thread(target=lambda: found.append(torch.no_grad()(torch.sin)(h)))
-    worker.start()
-    worker.join()
-    return found[0]
-
-
 LOST: dict[str, Callable[[Tensor], Tensor]] = {
     "nn.Parameter": lambda h: nn.Parameter(h) * 1,
     "nn.Parameter of detached": lambda h: nn.Parameter(h.detach()) * 1,
@@ -959,7 +962,7 @@ LOST: dict[str, Callable[[Tensor], Tensor]] = {
     "a signal written through numpy's view": _copied(lambda y, h: torch.from_numpy(y.numpy()).copy_(h)),
     "a subclass of Tensor": lambda h: h.as_subclass(Own).sin().as_subclass(Tensor),
     "unseen and without gradient": _hidden,
-    "another thread without gradient": _thread,
+    "another thread without gradient": lambda h: in_thread(torch.no_grad()(torch.sin), h),
 }  # fmt: skip
 
 

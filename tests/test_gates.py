@@ -5,7 +5,6 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from asserts import assert_close, assert_complete, assert_same_model, refusal
 from nets import Lambda, example, randomise
 from relupath import freeze, linear_model
 from relupath._gates import TABLE
-from relupath.errors import ModelError, UnsupportedOperation
+from relupath.errors import UnsupportedOperation
 
 C = torch.tensor([[0.3, -0.7, 1.1, -0.2]]).double()
 W = torch.randn(4, 4, generator=torch.Generator().manual_seed(5)).double()
@@ -344,61 +343,6 @@ def test_what_is_not_affine_is_refused_with_its_name_and_place(case):
     assert "in module 'middle'" in sentence
     assert "cannot be explained exactly: " in sentence
     assert "Replace it" in sentence
-
-
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * grad
-
-
-class Lie(torch.autograd.Function):
-    """Identity forward, an invented derivative backward (a straight-through estimator)."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.round()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-class Reverse(torch.autograd.Function):
-    """Gradient reversal: a view forward, the sign turned backward."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return -grad
-
-
-@pytest.mark.parametrize("function", [Cube, Lie, Reverse])
-@pytest.mark.parametrize("last", [False, True])
-def test_a_custom_autograd_function_is_refused(function, last):
-    model = Lambda(lambda m, x: function.apply(x) if last else m.fc(function.apply(x)), fc=nn.Linear(5, 4))
-    with pytest.raises(UnsupportedOperation, match="pow|Cube" if function is Cube else f"{function.__name__}.*unseen"):
-        freeze(randomise(model, 0), given_input())
-
-
-def test_a_scripted_module_is_refused():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()).double())
-    model = randomise(Lambda(lambda m, x: m.tail(m.inner(m.fc(x))), fc=nn.Linear(5, 4), tail=nn.Linear(4, 2)), 0)
-    model.inner = scripted.eval()
-    with pytest.raises((UnsupportedOperation, ModelError), match=r"'inner'.*scripted"):
-        freeze(model, given_input())
 
 
 @pytest.mark.parametrize(
