@@ -26,6 +26,7 @@ from nets import NETS, Block, Lambda, build, example, inputs, mlp, randomise
 from relupath import (
     Frozen,
     Greedy,
+    Path,
     PathModel,
     channels,
     contrast,
@@ -986,11 +987,21 @@ def unchecked():
 
 
 @pytest.mark.parametrize("case", MEANINGLESS)
+@pytest.mark.filterwarnings("ignore:.* violates type hint")
 @pytest.mark.usefixtures("unchecked")
 def test_an_argument_that_means_nothing_is_refused_in_words(case):
     ask, error, words = MEANINGLESS[case]
     with pytest.raises(error, match=words):
         ask()
+
+
+def test_elsewhere_types_and_shapes_are_checked():
+    with pytest.raises(UserWarning, match="violates type hint"):
+        Path().top("a")
+    model = PathModel(torch.ones(2, 3), torch.ones(2), torch.ones(2))
+    for wrong in (lambda: PathModel(model.weight, model.bias, torch.ones(3)), lambda: model(torch.ones(2, 3).int())):
+        with pytest.raises(jaxtyping.TypeCheckError):
+            wrong()
 
 
 @pytest.mark.parametrize("classes", [[0, 2], (0, 2)])
