@@ -754,6 +754,8 @@ def test_what_cannot_be_drawn_is_refused():
         mass.sample(0)
     with pytest.raises(PathError, match="no hidden layer"):
         path_mass(freeze(build("linear"), inputs("linear")), 0)
+    with pytest.raises(PathError, match="named twice"):
+        path_mass(freeze(model, inputs("mlp")), 0, ["1", 0])
 
 
 def test_the_number_of_paths_may_exceed_every_number_format():
