@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -12,7 +12,9 @@ import torch.nn.modules.module as module_globals
 from torch import Tensor, nn
 
 import relupath
-from relupath import Frozen, Path, PathModel
+from relupath import Frozen, Node, Path, PathModel
+from relupath._bias import BiasSources
+from relupath._mass import PathMass
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 """How far two routes to the same number may be apart, relative to the largest entry, by dtype."""
@@ -193,6 +195,80 @@ def assert_children_sum_to_parent(
     assert_close(sum(flat(part) for part in parts), flat(parent), scale)
     values = sum(part.value.abs() for part in parts)
     assert_close(sum(part.value for part in parts), parent.value, values)
+
+
+def nodes(node: Node) -> Iterator[Node]:
+    """The nodes of a tree that are computed."""
+    yield node
+    if node.is_expanded:
+        for child in node.children:
+            yield from nodes(child)
+
+
+def assert_adds_up(tree: Node) -> None:
+    """The leaves below every node of a tree sum to it: value, weight part, bias and contribution."""
+    size = max(abs(n.value) + abs(n.bias) for n in nodes(tree))
+    for node in nodes(tree):
+        leaves = list(node.leaves())
+        for part in ("value", "bias", "weight_part"):
+            total = sum(getattr(leaf, part) for leaf in leaves)
+            assert abs(total - getattr(node, part)) <= 1e-10 * size, (node, part)
+        for i, whole in enumerate(node.contribution):
+            summed = torch.stack([leaf.contribution[i] for leaf in leaves])
+            assert_close(summed.sum(0), whole, float(summed.abs().sum(0).max()) + size)
+
+
+def assert_nodes_are_their_paths(tree: Node, frozen: Frozen, target: object, sample: int) -> None:
+    """Every node of a path, the rest of a layer included, is the linear model of that path."""
+    size = max(abs(n.value) for n in nodes(tree))
+    paths = [node.path for node in nodes(tree) if node.kind in ("path", "rest")]
+    assert len(set(paths)) == len(paths)
+    for node in nodes(tree):
+        if node.kind in ("path", "rest"):
+            model = relupath.linear_model(frozen, target, node.path)
+            assert abs(float(model.value[sample]) - node.value) <= 1e-10 * size
+            assert abs(float(model.bias[sample]) - node.bias) <= 1e-9 * size
+            for x, w, c in zip(frozen.inputs, weights(model), node.contribution, strict=True):
+                assert_close(w[sample] * x.output[sample], c, size)
+
+
+def assert_bias_adds_up(frozen: Frozen, target: object = None, path: Path | None = None) -> BiasSources:
+    """Every view of a bias sums to that of the linear model, and both maps together to its value."""
+    found, expected = relupath.bias_sources(frozen, target, path), relupath.linear_model(frozen, target, path)
+    assert torch.equal(found.model.bias, expected.bias)
+    size = sum(term.units.abs().sum(1) for term in found.terms) + expected.value.abs() + expected.weight_part.abs()
+    zero = torch.zeros_like(expected.bias)
+    assert_close(sum(found.by_source().values(), zero), expected.bias, size)
+    assert_close(sum(found.by_layer().values(), zero), expected.bias, size)
+    for term in found.terms:
+        assert_close(term.units.sum(1), term.total, size)
+        if term.name not in found.layers:
+            assert torch.equal(found.by_unit(term.name), term.units)
+    if frozen.inputs[0].output.ndim == 4:
+        assert_close(found.by_location().flatten(1).sum(1), expected.bias, size)
+        assert_close((found.by_location() + found.weight_map()).flatten(1).sum(1), expected.value, size)
+        placed = sum((term.places.flatten(1).sum(1) for term in found.terms if term.places is not None), zero)
+        assert_close(placed + found.unplaced, expected.bias, size)
+    return found
+
+
+def assert_mass_adds_up(mass: PathMass, frozen: Frozen, every_level: bool) -> None:
+    """The paths through the units of a level are all paths; where a path may miss a level, no more than all."""
+    assert_close(mass.positive + mass.negative, mass.total, mass.mass)
+    for level in frozen.levels(frozen.layers):
+        for half, all_ in ((0, mass.positive), (1, mass.negative)):
+            through = sum(mass.units[layer.name][half].flatten(1).sum(1) for layer in level if layer.name in mass.units)
+            if every_level:
+                assert_close(through, all_, mass.mass)
+            else:
+                assert (through.abs() <= all_.abs() + 1e-10 * mass.mass).all()
+
+
+def assert_same_answer(got: Mapping[Hashable, Tensor], expected: Mapping[Hashable, Tensor], size: float) -> None:
+    """The same names in both, and under each the same numbers, relative to the largest or to ``size``."""
+    assert got.keys() == expected.keys(), got.keys() ^ expected.keys()
+    for name, value in expected.items():
+        assert (got[name] == value).all() or not assert_close(got[name], value, size), name
 
 
 @contextmanager

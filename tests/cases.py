@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from nets import JOINS, NETS, STYLES
+from nets import JOINS, NETS, STYLES, build, inputs
 from relupath import (
     Beam,
     BestFirst,
@@ -21,6 +22,7 @@ from relupath import (
     Selective,
     channels,
     contrast,
+    freeze,
     locations,
     logit,
     neurons,
@@ -29,6 +31,12 @@ from relupath._partitions import Axes
 
 NAMES = tuple(NETS)
 DTYPES = (torch.float64, torch.float32)
+
+
+NETWORKS = ("vgg", "resnet", "squeeze", "dense", "pieces")
+"""A chain, skips, two kinds of concatenation, and pieces of many kinds."""
+SEEDS = {"mlp": 13, "vgg": 8, "resnet": 4, "squeeze": 13, "dense": 4, "pieces": 11}
+"""Of networks and inputs in which much is active: a dead network would obey every law."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,18 @@ SEARCHES = {
     "best first": BestFirst(9),
     "exact": Exact(3),
 }
+
+
+def network(name: str) -> tuple[nn.Module, Tensor]:
+    """A lively network of the table, and a batch of three inputs."""
+    return build(name, SEEDS[name]), inputs(name, SEEDS[name], 3)
+
+
+@cache
+def frozen_net(name: str, sample: int | None = None) -> Frozen:
+    """That network at its inputs, or at one of them alone, recorded once for all tests."""
+    model, x = network(name)
+    return freeze(model, x if sample is None else x[sample : sample + 1])
 
 
 def weighted(output: Tensor) -> Tensor:

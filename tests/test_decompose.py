@@ -9,92 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asserts import assert_close, assert_untouched
-from cases import NAMES, PARTITIONS, TARGETS, architectures
+from asserts import assert_adds_up, assert_nodes_are_their_paths, assert_untouched, nodes
+from cases import architectures
 from nets import build, deep, example, inputs, layered
-from relupath import Beam, Node, channels, contrast, decompose, find_paths, freeze, linear_model, locations, logit
-from relupath.errors import PathError, RelupathError, TargetError, UnknownLayerError
-
-LAYERED = [name for name in NAMES if name != "linear"]
-
-
-def nodes(node: Node):
-    yield node
-    if node.is_expanded:
-        for child in node.children:
-            yield from nodes(child)
-
-
-def assert_leaves_sum(tree: Node) -> None:
-    """The leaves below every node add up to it: value, weight part, bias and contribution."""
-    size = max(abs(n.value) + abs(n.bias) for n in nodes(tree))
-    for node in nodes(tree):
-        leaves = list(node.leaves())
-        for part in ("value", "bias", "weight_part"):
-            total = sum(getattr(leaf, part) for leaf in leaves)
-            assert total == pytest.approx(getattr(node, part), abs=1e-10 * size), (node, part)
-        for i, whole in enumerate(node.contribution):
-            summed = torch.stack([leaf.contribution[i] for leaf in leaves])
-            assert_close(summed.sum(0), whole, float(summed.abs().sum(0).max()) + size)
-
-
-def test_single_precision_splits_as_double_precision_does_however_deep():
-    x = example((32,), 1, 1)
-    single = decompose(freeze(deep(torch.float32), x.float()), 2, width=1)
-    double = decompose(freeze(deep(torch.float64), x), 2, width=1)
-    for _ in range(130):
-        rest, same = single.children[1], double.children[1]
-        single, double = single.children[0], double.children[0]
-        assert single.path == double.path
-        assert single.value == pytest.approx(double.value, rel=1e-4)
-        assert rest.value == pytest.approx(same.value, rel=1e-3, abs=1e-3 * abs(single.value))
-    assert not single.children
-    assert 0 < abs(single.value) < 1e-38
-
-
-def assert_nodes_are_their_paths(tree: Node, frozen, target, sample: int) -> None:
-    """Every node of a path, the rest of a layer included, is the linear model of that path."""
-    size = max(abs(n.value) for n in nodes(tree))
-    seen = set()
-    for node in nodes(tree):
-        if node.kind in ("path", "rest"):
-            assert node.path not in seen
-            seen.add(node.path)
-            model = linear_model(frozen, target, node.path)
-            assert float(model.value[sample]) == pytest.approx(node.value, abs=1e-10 * size)
-            assert float(model.bias[sample]) == pytest.approx(node.bias, abs=1e-9 * size)
-            for x, w, c in zip(
-                frozen.inputs, model.weight if isinstance(model.weight, tuple) else (model.weight,), node.contribution,
-                strict=True,
-            ):  # fmt: skip
-                assert_close(w[sample] * x.output[sample], c, size)
-
-
-@pytest.mark.parametrize(("name", "width"), [*((name, 2) for name in LAYERED), ("squeeze", 1)])
-def test_the_leaves_sum_to_the_output_at_every_depth(name, width):
-    frozen = freeze(build(name, 1), inputs(name, 1, batch=2))
-    for depth in (0, 1, 2):
-        tree = decompose(frozen, 2, width=width, sample=1).expand(depth)
-        assert_leaves_sum(tree)
-        assert tree.value == pytest.approx(float(frozen.output[1, 2]), rel=1e-12)
-    assert_nodes_are_their_paths(tree, frozen, 2, 1)
-
-
-@pytest.mark.parametrize("partition", PARTITIONS)
-@pytest.mark.parametrize("name", ["vgg", "squeeze", "dense"])
-def test_the_tree_grows_over_any_partition(name, partition):
-    frozen = freeze(build(name, 2), inputs(name, 2, batch=1))
-    tree = decompose(frozen, contrast(1, 0), partition=PARTITIONS[partition], width=2).expand(2)
-    assert_leaves_sum(tree)
-    assert_nodes_are_their_paths(tree, frozen, contrast(1, 0), 0)
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_tree_grows_for_every_target(target):
-    frozen = freeze(build("resnet", 3), inputs("resnet", 3, batch=3))
-    tree = decompose(frozen, TARGETS[target](3), partition=channels, width=2, sample=2).expand(3)
-    assert_leaves_sum(tree)
-    assert_nodes_are_their_paths(tree, frozen, TARGETS[target](3), 2)
+from relupath import Beam, Node, channels, decompose, find_paths, freeze, locations, logit
+from relupath.errors import PathError, RelupathError
 
 
 @settings(max_examples=7)
@@ -104,7 +23,7 @@ def test_trees_of_networks_with_skips_sum(architecture, seed, width):
     if not frozen.layers:
         return
     tree = decompose(frozen, 0, width=width).expand(9)
-    assert_leaves_sum(tree)
+    assert_adds_up(tree)
     assert_nodes_are_their_paths(tree, frozen, 0, 0)
 
 
@@ -165,7 +84,7 @@ def test_layers_and_partitions_are_chosen():
     deep = max((node for node in nodes(tree)), key=lambda node: len(node.path))
     assert deep.path.layers == (frozen.layers[0].name, frozen.layers[2].name)
     assert deep.path.steps[0].units[0][0] is None
-    assert_leaves_sum(tree)
+    assert_adds_up(tree)
 
 
 def test_a_dead_network_is_its_bias():
@@ -213,19 +132,14 @@ def test_what_is_no_tree_is_refused(text):
 # --- refusals, and the model as it was ---
 
 
-@pytest.mark.parametrize(("asked", "error", "said"), [
-    ({"width": 0}, PathError, "width must be at least 1; got 0"),
-    ({"sample": 2}, PathError, "sample 2 is not in the batch of 2"),
-    ({"sample": -1}, PathError, "sample -1 is not in the batch"),
-    ({"layers": []}, PathError, "no hidden layer to search"),
-    ({"layers": ["nothing"]}, UnknownLayerError, "nothing"),
-    ({"layers": [0, 0]}, PathError, "named twice"),
-    ({"target": 99}, TargetError, "class 99 is out of range"),
-    ({"target": lambda y: y.softmax(1)[:, 0]}, TargetError, "not linear"),
+@pytest.mark.parametrize(("asked", "said"), [
+    ({"width": 0}, "width must be at least 1; got 0"),
+    ({"sample": 2}, "sample 2 is not in the batch of 2"),
+    ({"sample": -1}, "sample -1 is not in the batch"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused(asked, error, said):
+def test_what_does_not_fit_is_refused(asked, said):
     frozen = freeze(build("vgg"), inputs("vgg"))
-    with pytest.raises(error, match=said):
+    with pytest.raises(PathError, match=said):
         decompose(frozen, **asked)
 
 
@@ -250,3 +164,17 @@ def test_a_tree_of_another_kind_is_refused():
     for kind in ("7", '"shrub"'):
         with pytest.raises(PathError, match="not a tree"):
             Node.from_json(text.replace('"kind": "path"', f'"kind": {kind}'))
+
+
+def test_single_precision_splits_as_double_precision_does_however_deep():
+    x = example((32,), 1, 1)
+    single = decompose(freeze(deep(torch.float32), x.float()), 2, width=1)
+    double = decompose(freeze(deep(torch.float64), x), 2, width=1)
+    for _ in range(130):
+        rest, same = single.children[1], double.children[1]
+        single, double = single.children[0], double.children[0]
+        assert single.path == double.path
+        assert single.value == pytest.approx(double.value, rel=1e-4)
+        assert rest.value == pytest.approx(same.value, rel=1e-3, abs=1e-3 * abs(single.value))
+    assert not single.children
+    assert 0 < abs(single.value) < 1e-38

@@ -14,7 +14,7 @@ from torch import nn
 
 import relupath
 from asserts import assert_same_model
-from cases import TARGETS, Modulo
+from cases import Modulo
 from nets import JOINS, STYLES, Lambda, build, example, inputs, layered, randomise
 from reference import LayeredTwin, between
 from relupath import (
@@ -603,17 +603,6 @@ def test_a_value_below_the_range_of_the_number_format_is_still_found():
 # --- the search ---
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_model_found_is_the_linear_model_of_the_best_paths(target):
-    frozen = freeze(build("squeeze", 3), inputs("squeeze", 3, batch=3))
-    found = find_paths(frozen, TARGETS[target](3), Exact(2))
-    assert_same_model(found.model, linear_model(frozen, TARGETS[target](3), found.paths))
-    for k, paths in enumerate(zip(*found.ranked, strict=True)):
-        value = linear_model(frozen, TARGETS[target](3), paths).value
-        assert value.tolist() == pytest.approx([values[k] for values in found.values], rel=RELATIVE)
-    assert found.value.tolist() == frozen.functional(TARGETS[target](3)).value.tolist()
-
-
 @pytest.mark.parametrize("name", ["mlp", "vgg", "squeeze", "resnet"])
 def test_no_greedy_path_is_better(name):
     better = 0
@@ -625,20 +614,6 @@ def test_no_greedy_path_is_better(name):
                 assert found.values[b][0] >= greedy.values[b][0] * (1 - RELATIVE)
                 better += found.values[b][0] > greedy.values[b][0] * (1 + RELATIVE)
     assert better
-
-
-def test_samples_of_a_batch_are_singles():
-    model, x = build("squeeze", 5), inputs("squeeze", 5, batch=4)
-    together = find_paths(freeze(model, x), 1, Exact(3))
-    mass = path_mass(freeze(model, x), 1)
-    for b in range(4):
-        frozen = freeze(model, x[b : b + 1])
-        alone, own = find_paths(frozen, 1, Exact(3)), path_mass(frozen, 1)
-        assert alone.ranked[0] == together.ranked[b]
-        assert alone.values[0] == pytest.approx(together.values[b], rel=RELATIVE)
-        assert alone.stopped[0] == together.stopped[b]
-        assert own.count_log10.item() == pytest.approx(mass.count_log10[b].item())
-        assert own.positive.item() == pytest.approx(mass.positive[b].item(), rel=RELATIVE)
 
 
 def test_importance_is_derivative_times_value():
@@ -752,10 +727,6 @@ def test_what_cannot_be_drawn_is_refused():
         mass.sample(1, of=1)
     with pytest.raises(PathError, match="n must be at least 1; got 0"):
         mass.sample(0)
-    with pytest.raises(PathError, match="no hidden layer"):
-        path_mass(freeze(build("linear"), inputs("linear")), 0)
-    with pytest.raises(PathError, match="named twice"):
-        path_mass(freeze(model, inputs("mlp")), 0, ["1", 0])
 
 
 def test_the_number_of_paths_may_exceed_every_number_format():

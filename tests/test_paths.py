@@ -40,7 +40,7 @@ from relupath import (
     path_mass,
 )
 from relupath._partitions import Labels
-from relupath.errors import InputError, PathError, RelupathError, UnknownLayerError
+from relupath.errors import InputError, PathError, RelupathError
 
 LONG = Path.of([("features.3", (17, 4, 9)), ("features.22", [(1, 2, 3), (0, 5, 5)]), ("fc", (7,))], target="logit 936")
 
@@ -192,36 +192,6 @@ def test_what_is_no_json_of_a_path_is_refused(text):
 @pytest.fixture(scope="module")
 def frozen():
     return freeze(build("vgg"), inputs("vgg"))
-
-
-@pytest.mark.parametrize(
-    ("pairs", "sentence"),
-    [
-        ([("features.1", (3, 0, 0))], r"unit \[3, 0, 0\] is not in layer 'features.1', whose shape is \[3, 6, 6\]"),
-        ([("features.1", (0, 6, 0))], "is not in layer"),
-        ([("features.1", (0, 0, 6))], "is not in layer"),
-        ([("features.1", (-1, 0, 0))], "is not in layer"),
-        ([("features.1", (0,))], "one coordinate an axis"),
-        ([("features.1", (0, 0, 0, 0))], "one coordinate an axis"),
-        ([("classifier.2", (0, 0))], "one coordinate an axis"),
-        ([("features.1", [(0, 1, None), (0, None, 1)])], "overlap"),
-        ([("features.1", [(0, 1, 1), (0, None, None)])], "overlap"),
-        ([("features.1", [(None, None, None), (0, 0, 0)])], "overlap"),
-        ([("features.3", (0, 0, 0)), ("features.1", (0, 0, 0))], "layers of a path go from the input up"),
-        ([("features.1", (0, 0, 0)), ("classifier.2", (0,)), ("features.3", (0, 0, 0))], "from the input up"),
-    ],
-)
-def test_a_path_that_does_not_fit_is_refused(frozen, pairs, sentence):
-    with pytest.raises(PathError, match=sentence):
-        linear_model(frozen, 0, Path.of(pairs))
-    with pytest.raises(PathError, match=sentence):
-        linear_model(frozen, 0, [Path.of([("features.1", (0, 0, 0))]), Path.of(pairs)])
-
-
-def test_a_path_on_an_unknown_layer_is_refused(frozen):
-    for name in ("features.2", "x", "output", "features.1#2", ""):
-        with pytest.raises(UnknownLayerError, match="no hidden layer"):
-            linear_model(frozen, 0, Path.of([(name, (0, 0, 0))]))
 
 
 def test_one_path_or_one_a_sample(frozen):
