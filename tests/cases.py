@@ -72,8 +72,8 @@ SEARCHES = {
 
 
 def network(name: str) -> tuple[nn.Module, Tensor]:
-    """A lively network of the table, and a batch of three inputs."""
-    return build(name, SEEDS[name]), inputs(name, SEEDS[name], 3)
+    """A lively network of the table, and two inputs."""
+    return build(name, SEEDS[name]), inputs(name, SEEDS[name], 2)
 
 
 @cache
