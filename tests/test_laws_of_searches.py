@@ -185,14 +185,13 @@ def test_the_memory_format_does_not_matter(verb):
 # --- more is more ---
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NETWORKS if name != "pieces"]
-)  # its top speaks for all classes alike
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "pieces"])
 @pytest.mark.parametrize("searches", [
     [Mass(share, depth=1) for share in (0.2, 0.5, 0.8, 1.0)],
     [Selective(width, depth=1) for width in (1, 2, 4, None)],
 ], ids=["mass", "selective"])  # fmt: skip
 def test_a_wider_set_holds_the_narrower_one(name, searches):
+    """Not where the top layer speaks for all classes alike."""
     frozen = frozen_net(name)
     for b in range(2):
         sets = [path_units(find_paths(frozen, 2, search).paths[b]) for search in searches]
