@@ -155,6 +155,7 @@ def test_the_number_of_classes_must_fit_the_batch(frozen):
             linear_model(frozen, logit(classes))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_no_class_is_refused():
     for c in (True, [True, False], torch.tensor([0.5, 1.0]), torch.tensor([[1]])):
         with pytest.raises(TargetError, match="a class is an int"):
