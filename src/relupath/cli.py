@@ -287,3 +287,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     """One line on stderr that says what is being done and for how long."""
     with tqdm(bar_format="{desc} [{elapsed}]", file=sys.stderr, disable=quiet, leave=False) as bar:
         yield lambda stage: bar.set_description_str(stage)
+
+
+if __name__ == "__main__":
+    main()
