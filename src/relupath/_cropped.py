@@ -79,11 +79,14 @@ class Way:
                     biases += map(above.dot, self.constants.get((node, 0), []))
                 channels = [wanted if narrow.get(place, False) else None for place in node.next_functions]
                 pulled = OPERATIONS[node.name()](node, above, channels[0])
+                if any(map(self._leads, node.next_functions[len(pulled) :])):
+                    raise NotCropped
                 for place, part, some in zip(node.next_functions, pulled, channels, strict=False):
                     if not self._leads(place):
                         continue
-                    if part.shape != _shape(place):
+                    if part.shape != _shape(place) or _metadata(place).shape[0] != self.frozen.batch:
                         raise NotCropped
+                    part = part.with_values(part.values.to(_metadata(place).dtype))
                     self.largest = max(self.largest, part.values[0].numel() * part.values.element_size())
                     met.setdefault(place, []).append(part if some is None else part.of_channels(some))
         if self.goal not in met:
@@ -107,16 +110,26 @@ def _place(layer: Layer) -> Place:
     return layer.edge.node, layer.edge.output_nr
 
 
+def _metadata(place: Place) -> Any:
+    """What autograd knows of the tensor at a place: shape, dtype and device."""
+    return place[0]._input_metadata[place[1]]
+
+
 def _shape(place: Place) -> tuple[int, ...]:
-    return tuple(place[0]._input_metadata[place[1]].shape)[1:]
+    return tuple(_metadata(place).shape)[1:]
 
 
 def _signal(node: Any) -> tuple[int, ...]:
     """The shape of the first argument, without the batch axis."""
-    shape = _shape(node.next_functions[0])
-    if len(shape) != 3:
+    place = node.next_functions[0]
+    if place[0] is None or len(_shape(place)) != 3:
         raise NotCropped
-    return shape
+    return _shape(place)
+
+
+def _signed(number: int) -> int:
+    """What autograd kept, which gives negative numbers as those of 64 bits without a sign."""
+    return number - 2**64 if number >= 2**63 else number
 
 
 def _same(node: Any, crops: Crops, wanted: Channels) -> Pulled:
@@ -124,8 +137,8 @@ def _same(node: Any, crops: Crops, wanted: Channels) -> Pulled:
 
 
 def _sum(node: Any, crops: Crops, wanted: Channels) -> Pulled:
-    sign = -1 if node.name() == "SubBackward0" else 1
-    return [crops, crops.with_values(crops.values * (sign * node._saved_alpha))]
+    factor = -node._saved_alpha if node.name() == "SubBackward0" else node._saved_alpha
+    return [crops, crops if factor == 1 else crops.with_values(crops.values * factor)]
 
 
 def _relu(node: Any, crops: Crops, wanted: Channels) -> Pulled:
@@ -137,36 +150,37 @@ def _slope(node: Any, crops: Crops, wanted: Channels) -> Pulled:
     return [crops.with_values(crops.values * crops.take(slope).to(crops.values.dtype))]
 
 
-def _product(node: Any, crops: Crops, wanted: Channels) -> Pulled:
-    factors = [None if n is None else f for (n, _), f in zip(node.next_functions, _factors(node), strict=True)]
-    return [crops if f is None else crops.with_values(crops.values * crops.take(f)) for f in factors]
-
-
-def _factors(node: Any) -> tuple[Any, Any]:
-    """By what the cotangents of the two arguments of a product are multiplied."""
-    return getattr(node, "_saved_other", None), getattr(node, "_saved_self", None)
+def _elementwise(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    """The slopes are what autograd gives for ones."""
+    place = _metadata((node, 0))
+    slopes = node(torch.ones(tuple(place.shape), dtype=place.dtype, device=place.device))
+    slopes = slopes if isinstance(slopes, tuple) else (slopes,)
+    return [crops if slope is None else crops.with_values(crops.values * crops.take(slope)) for slope in slopes]
 
 
 def _cat(node: Any, crops: Crops, wanted: Channels) -> Pulled:
-    if node._saved_dim not in (1, 2**64 - 3):
+    if _signed(node._saved_dim) not in (1, -3):
         raise NotCropped
+    sizes = [None if place[0] is None else _shape(place)[0] for place in node.next_functions]
+    if sizes.count(None) > 1:  # constants, whose sizes are not kept; that of one follows
+        raise NotCropped
+    rest = crops.shape[0] - sum(size for size in sizes if size is not None)
     parts, start = [], 0
-    for place in node.next_functions:
-        shape = _shape(place)
+    for size in (rest if size is None else size for size in sizes):
         if crops.channels is None:
-            values, channels = crops.values[:, start : start + shape[0]], None
+            values, channels = crops.values[:, start : start + size], None
         else:
             channels = crops.channels - start
-            inside = (channels >= 0) & (channels < shape[0])
-            values, channels = crops.values * inside[:, :, None, None], channels.clamp(0, shape[0] - 1)
-        parts.append(replace(crops, values=values, channels=channels, shape=shape))
-        start += shape[0]
+            inside = (channels >= 0) & (channels < size)
+            values, channels = crops.values * inside[:, :, None, None], channels.clamp(0, size - 1)
+        parts.append(replace(crops, values=values, channels=channels, shape=(size, *crops.shape[1:])))
+        start += size
     return parts
 
 
 def _pad(node: Any, crops: Crops, wanted: Channels) -> Pulled:
-    left, right, top, bottom = (*node._saved_pad, 0, 0)[:4]
-    if any(node._saved_pad[4:]):
+    left, right, top, bottom, *others = [*map(_signed, node._saved_pad), 0, 0]
+    if any(others):
         raise NotCropped
     if crops.corners is None:
         values = F.pad(crops.values, (-left, -right, -top, -bottom))
@@ -191,7 +205,7 @@ def _convolution(node: Any, crops: Crops, wanted: Channels) -> Pulled:
             where = wanted[:, None, :, None, None].expand(-1, weight.shape[1], -1, *weight.shape[3:])
             weight = weight.gather(2, where)
         z = _each(values, weight, stride, dilation)
-    elif values.shape[2:] == (1, 1) and groups == 1:
+    elif values.shape[2:] == (1, 1) == dilation and groups == 1:
         z = torch.einsum("nc,cikl->nikl", values[:, :, 0, 0], weight)
     else:
         z = F.conv_transpose2d(values, weight, stride=stride, dilation=dilation, groups=groups)
@@ -225,23 +239,15 @@ def _each(
 def _max_pool(node: Any, crops: Crops, wanted: Channels) -> Pulled:
     """Each cotangent goes to the place of its maximum."""
     shape, place = _signal(node), crops.take(node._saved_result1)
-    if crops.corners is None:
-        corners, (height, width) = None, shape[1:]
-        where = place
-    else:
-        kernel, stride, padding, dilation = (
-            _pair(node, key) for key in ("kernel_size", "stride", "padding", "dilation")
-        )
-        scale, shift = (torch.tensor(pair, device=place.device) for pair in (stride, padding))
-        corners = crops.corners * scale - shift
-        height, width = (
-            (size - 1) * s + d * (k - 1) + 1
-            for size, s, d, k in zip(crops.values.shape[2:], stride, dilation, kernel, strict=True)
-        )
-        rows, columns = place // shape[2] - corners[:, :1, None, None], place % shape[2] - corners[:, 1:, None, None]
-        where = (rows * width + columns).clamp_(0, height * width - 1)
+    corners, (height, width) = None, shape[1:]
+    if crops.corners is not None:
+        rows, columns = place // shape[2], place % shape[2]
+        corners = torch.stack([rows.flatten(1).amin(1), columns.flatten(1).amin(1)], 1)
+        rows, columns = rows - corners[:, :1, None, None], columns - corners[:, 1:, None, None]
+        height, width = int(rows.amax()) + 1, int(columns.amax()) + 1
+        place = rows * width + columns
     z = crops.values.new_zeros(*crops.values.shape[:2], height * width)
-    z.scatter_add_(2, where.expand_as(crops.values).flatten(2), crops.values.flatten(2))
+    z.scatter_add_(2, place.expand_as(crops.values).flatten(2), crops.values.flatten(2))
     return [Crops(z.view(*z.shape[:2], height, width), shape, crops.samples, corners, crops.channels)]
 
 
@@ -251,13 +257,13 @@ def _pair(node: Any, key: str) -> tuple[int, int]:
 
 
 def _average_pool(node: Any, crops: Crops, wanted: Channels) -> Pulled:
-    if node._saved_divisor_override is not None:
-        raise NotCropped
+    divisor = node._saved_divisor_override
     kernel, stride, padding = (_pair(node, key) for key in ("kernel_size", "stride", "padding"))
 
     def along(axis: int) -> Callable[[Tensor], Tensor]:
         size, step, border = (kernel[axis], 1), (stride[axis], 1), (padding[axis], 0)
-        rest = node._saved_ceil_mode, node._saved_count_include_pad
+        override = None if divisor is None else (divisor, 1)[axis]
+        rest = node._saved_ceil_mode, node._saved_count_include_pad, override
         return lambda eye: F.avg_pool2d(eye, size, step, border, *rest)
 
     return _separable(node, crops, along(0), along(1))
@@ -272,12 +278,22 @@ def _adaptive_pool(node: Any, crops: Crops, wanted: Channels) -> Pulled:
 
 def _upsampled(mode: str) -> Callable[[Any, Crops, Channels], Pulled]:
     def operation(node: Any, crops: Crops, wanted: Channels) -> Pulled:
-        corners = {"align_corners": node._saved_align_corners} if mode == "bilinear" else {}
-        scales = [getattr(node, f"_saved_scales_{axis}", None) for axis in "hw"]
-        if any(scale is not None and size != scale * before
-               for scale, size, before in zip(scales, crops.shape[1:], _signal(node)[1:], strict=True)):  # fmt: skip
-            raise NotCropped
-        ends = [lambda eye, size=size: F.interpolate(eye, (size, 1), mode=mode, **corners) for size in crops.shape[1:]]
+        corners = {"align_corners": node._saved_align_corners} if mode.startswith("bi") else {}
+
+        def along(size: int, scale: float | None) -> Callable[[Tensor], Tensor]:
+            how: dict[str, Any] = {"size": (size, 1)} if scale is None else {"scale_factor": (scale, 1.0)}
+            return lambda eye: F.interpolate(eye, mode=mode, **how, **corners)
+
+        _, height, width = crops.shape
+        return _separable(node, crops, along(height, node._saved_scales_h), along(width, node._saved_scales_w))
+
+    return operation
+
+
+def _padded(mode: str) -> Callable[[Any, Crops, Channels], Pulled]:
+    def operation(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+        left, right, top, bottom = node._saved_padding
+        ends = [lambda eye, both=both: F.pad(eye, (0, 0, *both), mode=mode) for both in ((top, bottom), (left, right))]
         return _separable(node, crops, *ends)
 
     return operation
@@ -322,7 +338,16 @@ def _cut(
 OPERATIONS: Mapping[str, Callable[[Any, Crops, Channels], Pulled]] = {
     "ReluBackward0": _relu,
     "WithSlopeBackward": _slope,
-    "MulBackward0": _product,
+    "LeakyReluBackward0": _elementwise,
+    "PreluKernelBackward0": _elementwise,
+    "AbsBackward0": _elementwise,
+    "MaximumBackward0": _elementwise,
+    "MinimumBackward0": _elementwise,
+    "WhereBackward0": _elementwise,
+    "MulBackward0": _elementwise,
+    "DivBackward0": _elementwise,
+    "NegBackward0": _elementwise,
+    "RsubBackward1": _elementwise,
     "AddBackward0": _sum,
     "SubBackward0": _sum,
     "CloneBackward0": _same,
@@ -331,12 +356,17 @@ OPERATIONS: Mapping[str, Callable[[Any, Crops, Channels], Pulled]] = {
     "AliasBackward0": _same,
     "CatBackward0": _cat,
     "ConstantPadNdBackward0": _pad,
+    "ReflectionPad2DBackward0": _padded("reflect"),
+    "ReplicationPad2DBackward0": _padded("replicate"),
     "ConvolutionBackward0": _convolution,
     "MaxPool2DWithIndicesBackward0": _max_pool,
+    "AdaptiveMaxPool2DBackward0": _max_pool,
     "AvgPool2DBackward0": _average_pool,
     "AdaptiveAvgPool2DBackward0": _adaptive_pool,
     "UpsampleNearest2DBackward0": _upsampled("nearest"),
+    "UpsampleNearestExact2DBackward0": _upsampled("nearest-exact"),
     "UpsampleBilinear2DBackward0": _upsampled("bilinear"),
+    "UpsampleBicubic2DBackward0": _upsampled("bicubic"),
 }
 """What windows go through, by autograd's name of the operation; what is not here takes the full product."""
 KEEP_CHANNELS = frozenset(OPERATIONS) - {"ConvolutionBackward0", "CatBackward0"}
