@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from asserts import assert_close, weighted
 from nets import Lambda, example, randomise
-from relupath import freeze
-from relupath import _cropped as cropped
-from relupath._cropped import OPERATIONS, NotCropped, Way
+from relupath import Path, freeze, linear_model, linear_models
+from relupath._cropped import NotCropped, Way
 from relupath._crops import Crops
 
 ROUNDING = 1e-12
@@ -153,3 +153,165 @@ def test_windows_are_full(name, channels):
     pulled = assert_windows_are_full(frozen, upper, lower, every_neuron(upper, channels))
     assert pulled.corners is not None
     assert_windows_are_full(frozen, upper, frozen.inputs[0], every_neuron(upper, channels))
+
+
+class Both(nn.Module):
+    """Two branches, added or concatenated and mixed again to four channels."""
+
+    def __init__(self, join: str, inner: nn.Module) -> None:
+        super().__init__()
+        self.join, self.inner, self.mix = join, inner, nn.Conv2d(8, CHANNELS, 1)
+
+    def forward(self, h):
+        other = self.inner(h)
+        return h + other if self.join == "sum" else self.mix(torch.cat([other, h], 1))
+
+
+@st.composite
+def operations(draw: st.DrawFn) -> nn.Module:
+    """An operation on four channels."""
+
+    def pair(low, high):
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    kind = draw(st.sampled_from(["convolution", "max", "average", "bends", "borders", "resizes", "both"]))
+    if kind == "convolution":
+        groups = draw(st.sampled_from([1, 2, 4]))
+        return nn.Conv2d(4, 4, pair(1, 3), pair(1, 3), pair(0, 3), pair(1, 2), groups)
+    if kind == "max":
+        return nn.MaxPool2d(pair(2, 3), pair(1, 3), pair(0, 1), pair(1, 2), ceil_mode=draw(st.booleans()))
+    if kind == "average":
+        divisor = draw(st.sampled_from([None, None, 3]))
+        return nn.AvgPool2d(pair(2, 3), pair(1, 3), pair(0, 1), draw(st.booleans()), draw(st.booleans()), divisor)
+    if kind == "bends":
+        return draw(st.sampled_from([nn.ReLU, lambda: nn.PReLU(4), nn.GELU, nn.Hardtanh, lambda: nn.BatchNorm2d(4)]))()
+    if kind == "borders":
+        border = *pair(-1, 2), *pair(-1, 2)
+        mode = draw(st.sampled_from(["constant", "reflect", "replicate"]))
+        return op(lambda m, h: F.pad(h, border if mode == "constant" else [max(0, n) for n in border], mode))
+    if kind == "resizes":
+        mode = draw(st.sampled_from(["nearest", "nearest-exact", "bilinear", "bicubic"]))
+        how = {"size": pair(2, 11)} if draw(st.booleans()) else {"scale_factor": (draw(st.floats(0.5, 2.5)), 1.5)}
+        return op(lambda m, h: F.interpolate(h, mode=mode, **how))
+    inner = draw(st.sampled_from([lambda: nn.Conv2d(4, 4, 3, 1, 1), lambda: nn.MaxPool2d(3, 1, 1), nn.SiLU]))
+    return Both(draw(st.sampled_from(["sum", "cat"])), inner())
+
+
+@given(
+    st.lists(operations(), min_size=2, max_size=4), st.integers(5, 11), st.integers(5, 11), st.integers(0, 99),
+    st.booleans(),
+)  # fmt: skip
+@settings(max_examples=30)
+def test_windows_are_full_through_any_stack(stack, height, width, seed, channels):
+    model = randomise(nn.Sequential(nn.Conv2d(2, CHANNELS, 3, padding=1), *stack, nn.Flatten()), seed)
+    x = example((2, height, width), seed)
+    try:
+        assume(model(x).shape[1] > 0)
+    except RuntimeError:  # the picture has become too small for a kernel
+        assume(False)
+    frozen = freeze(model, x, layers=[str(n) for n in range(len(stack) + 1)])
+    top = frozen.layers[-1]
+    crops = every_neuron(top, channels, seed)
+    crops = crops.select(torch.randperm(len(crops), generator=torch.Generator().manual_seed(seed))[:24])
+    for lower in (*frozen.inputs, *frozen.layers[:-1]):
+        assert_windows_are_full(frozen, top, lower, crops)
+
+
+MIXING = {
+    "transposed convolution": lambda: nn.ConvTranspose2d(4, 3, 3, stride=2),
+    "pixel shuffle": lambda: nn.PixelShuffle(2),
+    "channel shuffle": lambda: nn.ChannelShuffle(2),
+    "channels taken apart": lambda: op(lambda m, h: torch.cat(h.chunk(2, 1)[::-1], 1)),
+    "places left out": lambda: op(lambda m, h: h[:, :, 1:, :-2].clone()),
+    "places turned round": lambda: op(lambda m, h: h.flip(-1)),
+    "concatenation over places": lambda: op(lambda m, h: torch.cat([h, 2 * h], 2)),
+    "addition of a column": lambda: op(lambda m, h: h + h[..., :1]),
+    "a column times": lambda: op(lambda m, h: h[..., :1] * m.row, row=nn.Parameter(torch.ones(8))),
+    "subtraction of the mean": lambda: op(lambda m, h: h - h.mean(1, keepdim=True)),
+    "global pooling": lambda: nn.AdaptiveAvgPool2d(1),
+    "circular": lambda: nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular"),
+    "group norm": lambda: nn.GroupNorm(2, 4),
+    "instance norm": lambda: nn.InstanceNorm2d(4, affine=True),
+    "a linear map of the channels": lambda: op(lambda m, h: m.fc(h.movedim(1, -1)).movedim(-1, 1), fc=nn.Linear(4, 3)),
+    "attention": lambda: op(lambda m, h: F.scaled_dot_product_attention(h, h, h)),
+    "smooth resizing": lambda: op(
+        lambda m, h: F.interpolate(h, size=(4, 5), mode="bilinear", antialias=True, align_corners=False)
+    ),
+    "a signal as kernel": lambda: op(
+        lambda m, h: F.conv2d(m.fixed, h[:1, :, :3, :3].clone()).expand(len(h), -1, -1, -1).clone(),
+        fixed=nn.Parameter(torch.ones(1, 4, 9, 8)),
+    ),
+    "two constants among the channels": lambda: op(
+        lambda m, h: torch.cat([m.grid, h, m.grid], 1), grid=nn.Parameter(torch.ones(1, 2, 9, 8))
+    ),
+}
+"""Operations that windows do not go through."""
+
+
+def assert_paths_are_full(frozen, lower, upper):
+    """Paths from the largest neurons of a layer to the channels of a lower one are what they are one by one."""
+    top, more = frozen.layer(upper), [None] * (len(frozen.layer(lower).shape) - 1)
+    largest = top.output[0].flatten().topk(6).indices
+    neurons = [tuple(int(i) for i in torch.unravel_index(n, top.shape)) for n in largest]
+    paths = [Path.of([(lower, (c, *more)), (upper, neuron)]) for neuron in neurons for c in range(CHANNELS)]
+    found = linear_models(frozen, paths, weighted)
+    for k, path in enumerate(paths):
+        expected = linear_model(frozen, weighted, path)
+        assert_close(found.weight[k], expected.weight[0])
+        assert_close(found.value[k].to(expected.value.dtype), expected.value[0])
+    assert found.weight.any()
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_what_mixes_places_takes_the_full_product(name):
+    frozen, upper, lower = between(MIXING[name](), batch=1)
+    with pytest.raises(NotCropped):
+        Way(frozen, upper, lower).pull(every_neuron(upper))
+    assert_paths_are_full(frozen, "0", "1")
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_other_numbers_of_axes_take_the_full_product(axes):
+    convolution, pool, norm = {
+        1: (nn.Conv1d, nn.MaxPool1d, nn.BatchNorm1d), 3: (nn.Conv3d, nn.MaxPool3d, nn.BatchNorm3d),
+    }[axes]  # fmt: skip
+    parts = convolution(2, 4, 3), norm(4), nn.ReLU(), pool(2), convolution(4, 3, 2), nn.ReLU(), nn.Flatten()
+    frozen = freeze(randomise(nn.Sequential(*parts), 1), example((2, *[9, 8, 8][:axes]), 1, 1), layers=["2", "5"])
+    with pytest.raises(NotCropped):
+        Way(frozen, *reversed(frozen.layers))
+    assert_paths_are_full(frozen, "2", "5")
+
+
+def test_windows_are_as_large_as_the_receptive_field():
+    parts = [part for n in (2, 6, 6) for part in (nn.Conv2d(n, 6, 3, padding=1), nn.ReLU())]
+    model = randomise(nn.Sequential(*parts, nn.Flatten()), 0)
+    frozen = freeze(model, example((2, 30, 30), 0, 1))
+    low, middle, top = frozen.layers
+    crops = every_neuron(top).select(torch.arange(300, 420))
+    for lower, size in ((middle, 3), (low, 5), (frozen.inputs[0], 7)):
+        way = Way(frozen, top, lower)
+        assert way.pull(crops).values.shape[1:] == (lower.shape[0], size, size)
+        assert way.largest <= 6 * size**2 * 8 < low.output.nbytes / 15
+    few = Way(frozen, top, middle).pull(crops, torch.arange(len(crops))[:, None] % 6)
+    assert few.values.shape[1:] == (1, 3, 3)
+
+
+def test_windows_that_hold_nearly_all_become_the_whole_layer():
+    frozen, upper, lower = between(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 7, padding=3)))
+    assert Way(frozen, upper, lower).pull(every_neuron(upper)).corners is None
+
+
+def test_the_dtype_of_a_number_written_in_forward_does_not_matter():
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), op(lambda m, h: m.conv(h) * 2.5, conv=nn.Conv2d(4, 4, 3)), nn.Flatten())
+    frozen = freeze(randomise(model, 0, torch.float32), example((2, 9, 8), 0, 1, torch.float32), layers=["0", "1"])
+    upper, lower = frozen.layers[::-1]
+    pulled = Way(frozen, upper, lower).pull(every_neuron(upper))
+    assert pulled.values.dtype == torch.float32
+    assert_close(pulled.dense(), full(frozen, upper, lower, every_neuron(upper)))
+
+
+def test_a_stretch_that_runs_in_another_dtype_is_carried_in_it():
+    wide = op(lambda m, h: h.double() * m.factor, factor=nn.Parameter(torch.ones(4, 1, 1).double()))
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), wide, nn.Flatten()).eval()
+    frozen = freeze(model, example((2, 9, 8), 0, 1, torch.float32), layers=["0", "1"])
+    assert_paths_are_full(frozen, "0", "1")

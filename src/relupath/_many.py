@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +16,7 @@ from ._frozen import Frozen
 from ._linear import PathModel, inner, mask_of_step, refuse_order
 from ._memory import at_once
 from ._paths import Path, Step
-from ._products import Products
+from ._products import Products, random_signs
 from ._targets import TargetLike, resolve
 from ._units import Layer, refuse_unit
 from .errors import PathError
@@ -52,6 +53,7 @@ def linear_models(
 
     Source: section 3 of the paper, for many paths at once.
     """
+    _refuse(frozen, paths)
     rows = _samples(frozen, paths, samples)
     functional = resolve(target, frozen.output[rows])
     products = Products(frozen, at_once(frozen.output.device, max_bytes))
@@ -59,7 +61,7 @@ def linear_models(
     value = functional.gradient.new_zeros(len(paths))
     for end in ends:
         terms = end.crops.values * end.crops.take(end.layer.output)
-        value[end.path] = terms.flatten(1).sum(1)[end.row]
+        value[end.path] = terms.flatten(1).sum(1)[end.row].to(value.dtype)
     whole = torch.tensor([not path for path in paths], device=value.device)
     value = torch.where(whole, functional.value, value)
     weights = _weights(products, ends, rows)
@@ -67,15 +69,39 @@ def linear_models(
     return PathModel(weights if len(weights) > 1 else weights[0], bias, value, functional.labels)
 
 
-def _samples(frozen: Frozen, paths: Sequence[Path], samples: Sequence[int] | None) -> Int[Tensor, " K"]:
-    """The sample of each path."""
+def _refuse(frozen: Frozen, paths: Any) -> None:
+    """Refuse what is no list of paths of this network with one layer a step.
+
+    Raises:
+        PathError: it is not.
+        UnknownLayerError: a layer is not recorded.
+    """
+    if not isinstance(paths, Sequence) or isinstance(paths, str):
+        raise PathError(f"linear_models takes a list of paths; got {paths!r}")
+    if not paths:
+        raise PathError("there is no path: give at least one")
+    steps: dict[Step, None] = {}
     for path in paths:
         if not isinstance(path, Path):
             raise PathError(f"a path is a relupath.Path, such as Path.of([(layer, unit)]); got {path!r}")
-        if any(step.beside for step in path.steps):
-            raise PathError(f"linear_models takes paths with one layer a step; use linear_model for {path}")
-    if not paths:
-        raise PathError("there is no path: give at least one")
+        above = frozen.top
+        for step in reversed(path.steps):
+            if step.beside:
+                raise PathError(f"linear_models takes paths with one layer a step; use linear_model for {path}")
+            layer = frozen.layer_of_path(step.layer)
+            refuse_order(frozen, [layer], [above], path)
+            above = layer
+            steps[step] = None
+    for step in steps:
+        layer = frozen.layer(step.layer)
+        if len(step.units) == 1:
+            refuse_unit(step.units[0], layer)
+        else:
+            mask_of_step(step, layer)
+
+
+def _samples(frozen: Frozen, paths: Sequence[Path], samples: Sequence[int] | None) -> Int[Tensor, " K"]:
+    """The sample of each path."""
     if samples is None and frozen.batch > 1:
         raise PathError(f"there are {frozen.batch} samples: say with samples=[...] to which each path belongs")
     chosen = [0] * len(paths) if samples is None else [*samples]
@@ -121,18 +147,19 @@ class _Descent:
 
     def ends(self, gradient: Float[Tensor, "K ..."], samples: Int[Tensor, " K"]) -> list[_Piece]:
         """The cotangents at each path's lowest step; a path through dead units has none."""
-        both = torch.cat([samples[:, None].to(gradient.dtype), gradient.flatten(1)], 1)
+        both = torch.cat([samples[:, None], gradient.flatten(1).double()], 1)  # in half precision numbers end early
         distinct, row = torch.unique(both, dim=0, return_inverse=True)
-        crops = Crops(
-            distinct[:, 1:].reshape(-1, *gradient.shape[1:]), tuple(gradient.shape[1:]), distinct[:, 0].long()
-        )
+        shape = tuple(gradient.shape[1:])
+        crops = Crops(distinct[:, 1:].reshape(-1, *shape).to(gradient.dtype), shape, distinct[:, 0].long())
         front = [_Piece(self.products.frozen.top, crops, list(range(len(self.paths))), row.tolist())]
         ends = []
         for depth in range(max(map(len, self.paths)) + 1):
             for piece in front:
                 done = [(p, r) for p, r in zip(piece.path, piece.row, strict=True) if len(self.paths[p]) == depth]
                 if done:
-                    ends.append(_Piece(piece.layer, piece.crops, [p for p, _ in done], [r for _, r in done]))
+                    rows = {r: i for i, r in enumerate(sorted({r for _, r in done}))}
+                    crops = piece.crops.select(torch.tensor([*rows], device=samples.device))
+                    ends.append(_Piece(piece.layer, crops, [p for p, _ in done], [rows[r] for _, r in done]))
             front = [lower for piece in front for lower in self._step(piece, depth)]
         return ends
 
@@ -147,7 +174,6 @@ class _Descent:
                 mine.setdefault((row, step), []).append(path)
         for (name, kind), children in groups.items():
             layer = self.products.frozen.layer_of_path(name)
-            refuse_order(self.products.frozen, [layer], [piece.layer], self.paths[next(iter(children.values()))[0]])
             found: dict[tuple[object, ...], list[tuple[Crops, list[list[int]]]]] = {}
             for crops, owners in self._chosen(piece, layer, kind, children):
                 found.setdefault(crops.form, []).append((crops, owners))
@@ -181,7 +207,6 @@ def _kind(step: Step, layer: Layer) -> Kind | None:
     """What the one unit of a step on channels and places names; None for other steps."""
     if step.but or len(step.units) != 1 or len(layer.shape) != 3:
         return None
-    refuse_unit(step.units[0], layer)
     channel, row, column = (i is not None for i in step.units[0])
     return (channel, row) if row == column else None
 
@@ -212,13 +237,27 @@ def _cut(pulled: Crops, rows: Sequence[int], steps: Sequence[Step], layer: Layer
 
 
 def _weights(products: Products, ends: Sequence[_Piece], samples: Int[Tensor, " K"]) -> tuple[Tensor, ...]:
-    """The weights of all paths for each explained input."""
-    frozen = products.frozen
-    weights = tuple(x.output.new_zeros(len(samples), *x.shape) for x in frozen.inputs)
+    """The weights of all paths for each explained input.
+
+    Raises:
+        IncompleteError: their sum, with signs at random, is not what the full product gives.
+    """
+    frozen, count = products.frozen, len(samples)
+    weights = [x.output.new_zeros(count, *x.shape) for x in frozen.inputs]
+    signs = random_signs(count, weights[0])
+    totals: dict[Layer, Tensor] = {}
     for end in ends:
         path, row = (torch.tensor(numbers, device=samples.device) for numbers in (end.path, end.row))
         for x, weight in zip(frozen.inputs, weights, strict=True):
             for part, pulled in products.parts(end.layer, end.crops, x):
                 mine = (row >= part.start) & (row < part.stop)
                 weight[path[mine]] = pulled.dense()[row[mine] - part.start]
-    return weights
+        total = totals.setdefault(end.layer, torch.zeros_like(end.layer.output))
+        end.crops.sum_into(total, signs.new_zeros(len(end.crops)).index_add_(0, row, signs[path]).to(total.dtype))
+    for whole, weight in zip(frozen.to_inputs(totals) if totals else [], weights, strict=False):
+        signed = weight * signs.to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
+        difference = torch.zeros_like(whole).index_add_(0, samples, signed) - whole
+        size = torch.zeros_like(whole).index_add_(0, samples, weight.abs()).amax()
+        if not difference.abs().amax() <= frozen.tolerance * size:
+            raise IncompleteError("the products of the single paths do not add up to that of all of them together")
+    return tuple(weights)

@@ -16,6 +16,6 @@ def at_once(device: torch.device, max_bytes: int | None = None) -> int:
         return max_bytes
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 4
-    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):
         return min(MOST, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
     return MOST

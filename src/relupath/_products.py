@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ._cropped import NotCropped, Way
 from ._crops import Crops
 from ._frozen import Frozen
-from ._tested import TOLERANCE
 from ._units import Layer
 from .errors import IncompleteError
 
@@ -45,79 +45,104 @@ class Products:
             crops: N cotangents.
             lower: the layer below.
             wanted: the only channels of the lower layer that are looked at afterwards; None: all.
+            verify: whether a sum of those in windows, with signs at random, is at the end compared with its full
+                product; of those of which not all channels are wanted, the sum over those that want the same.
 
         Raises:
             IncompleteError: a product in windows is not the full one.
         """
-        way = self._way(upper, lower)
-        start = 0
-        while start < len(crops):
-            part = slice(start, min(len(crops), start + self._count(way, lower)))
-            some = crops.select(torch.arange(part.start, part.stop, device=crops.values.device))
-            biases: list[Tensor] = []
-            try:
-                if way is None:
-                    raise NotCropped
-                pulled = way.pull(some, None if wanted is None else wanted[part], biases)
-                self._verify(upper, some, lower, pulled, biases, start == 0)
-            except NotCropped:
-                way, pulled = None, self._full(upper, some, lower)
-                if lower in self.frozen.inputs:
-                    self._account(upper, some, lower, pulled)
-            yield part, pulled
-            start = part.stop
-
-    def _way(self, upper: Layer, lower: Layer) -> Way | None:
         try:
-            return Way(self.frozen, upper, lower)
+            way = Way(self.frozen, upper, lower)
         except NotCropped:
-            return None
+            way = None
+        check = _Check(self.frozen, upper, lower, len(crops), wanted) if verify and way is not None else None
+        samples, start = crops.samples.tolist(), 0
+        while start < len(crops):
+            part = slice(start, self._end(start, samples, way, lower))
+            some = crops.select(torch.arange(part.start, part.stop, device=crops.values.device))
+            pulled = None
+            if way is not None:
+                try:
+                    pulled = way.pull(some, None if wanted is None else wanted[part])
+                except NotCropped:
+                    way = None
+            if pulled is None:
+                yield part, self._full(upper, some, lower)
+            else:
+                if check is not None:
+                    check.add(some, pulled, part)
+                yield part, pulled
+            start = part.stop
+        if check is not None:
+            check.close()
 
-    def _count(self, way: Way | None, lower: Layer) -> int:
-        """How many at once."""
+    def _end(self, start: int, samples: Sequence[int], way: Way | None, lower: Layer) -> int:
+        """Where the part that starts at one of the cotangents ends, as memory allows."""
         layers = [layer.output[0].numel() * layer.output.element_size() for layer in (*self.frozen.layers, lower)]
-        each = way.largest if way is not None and way.largest else max(layers)
-        return max(1, self.most // (COPIES * each))
+        if way is not None:
+            return min(len(samples), start + max(1, self.most // (COPIES * (way.largest or max(layers)))))
+        slots, taken = max(1, self.most // (COPIES * max(layers) * self.frozen.batch)), Counter[int]()
+        for number in range(start, len(samples)):
+            taken[samples[number]] += 1
+            if taken[samples[number]] > slots:
+                return number
+        return len(samples)
 
     def _full(self, upper: Layer, crops: Crops, lower: Layer) -> Crops:
         """The products in full; cotangents of different samples share one."""
-        slots, taken = [], [0] * self.frozen.batch
+        slots, taken = [], Counter[int]()
         for b in crops.samples.tolist():
             slots.append(taken[b])
             taken[b] += 1
         slot = torch.tensor(slots, device=crops.values.device)
-        cotangents = crops.values.new_zeros(max(taken), *upper.output.shape)
+        cotangents = crops.values.new_zeros(max(taken.values()), *upper.output.shape)
         cotangents[slot, crops.samples] = crops.dense()
         (found,) = self.frozen.vjps({upper: cotangents}, [lower])
         return Crops(found[slot, crops.samples], lower.shape, crops.samples)
 
-    def _verify(
-        self, upper: Layer, crops: Crops, lower: Layer, pulled: Crops, biases: list[Tensor], first: bool
+
+class _Check:
+    """The sum of products in windows, with signs at random, beside the full product of the sum of their cotangents.
+
+    Args:
+        frozen: the recorded network.
+        upper: where the cotangents stand.
+        lower: the layer below.
+        count: how many there are.
+        wanted: the only channels that each product has, or None; those that have others than the first are left out.
+    """
+
+    def __init__(
+        self, frozen: Frozen, upper: Layer, lower: Layer, count: int, wanted: Int[Tensor, "N c"] | None
     ) -> None:
-        """Refuse products in windows that are wrong."""
-        tolerance = TOLERANCE[crops.values.dtype]
-        if (lower,) == self.frozen.inputs:
-            below = torch.stack([pulled.dot(lower.output), *biases]).sum(0)
-            error, size = (below[0] - crops.dot(upper.output)[0]).abs(), below[1]
-        elif first:
-            one = torch.zeros(1, dtype=torch.int64, device=crops.values.device)
-            full, mine = self._full(upper, crops.select(one), lower), pulled.select(one).all_places()
-            full = full if mine.channels is None else full.of_channels(mine.channels)
-            error, size = (full.values - mine.values).abs().amax(), full.values.abs().amax()
-        else:
-            return
-        if not (error <= tolerance * size).all():
+        self.frozen, self.upper, self.lower = frozen, upper, lower
+        self.above, self.below, self.size = (torch.zeros_like(l.output) for l in (upper, lower, lower))
+        self.signs = random_signs(count, self.above)
+        self.seen = 1 if wanted is None else lower.output.new_zeros(lower.shape).index_fill_(0, wanted[0], 1)
+        if wanted is not None:
+            self.signs *= (wanted == wanted[0]).all(1)
+
+    def add(self, crops: Crops, pulled: Crops, part: slice) -> None:
+        """Add some cotangents and their products."""
+        crops.sum_into(self.above, self.signs[part])
+        pulled.sum_into(self.below, self.signs[part].to(self.below.dtype))
+        pulled.with_values(pulled.values.abs()).sum_into(self.size, self.signs[part].abs().to(self.size.dtype))
+
+    def close(self) -> None:
+        """Compare the sums.
+
+        Raises:
+            IncompleteError: they differ.
+        """
+        (full,) = self.frozen.vjp({self.upper: self.above}, [self.lower])
+        if not (full * self.seen - self.below).abs().amax() <= self.frozen.tolerance * self.size.amax():
             raise IncompleteError(
-                f"between {lower.name!r} and {upper.name!r} a product in windows is not what the full one gives"
+                f"between layers {self.lower.name!r} and {self.upper.name!r} the products in windows are not the full "
+                "ones"
             )
 
-    def _account(self, upper: Layer, crops: Crops, lower: Layer, pulled: Crops) -> None:
-        """Refuse full products down to an input whose sum, with signs at random, is not what the constants say."""
-        coins = torch.randint(2, (len(crops),), generator=torch.Generator().manual_seed(0))
-        signs = (coins * 2 - 1).to(crops.values)
-        total, mine = torch.zeros_like(upper.output), torch.zeros_like(lower.output)
-        crops.sum_into(total, signs)
-        pulled.sum_into(mine, signs)
-        whole = self.frozen.to_inputs({upper: total})[self.frozen.inputs.index(lower)]
-        if not (mine - whole).abs().amax() <= TOLERANCE[whole.dtype] * pulled.values.abs().amax() * len(crops):
-            raise IncompleteError(f"the single products from {upper.name!r} do not add up to that of their sum")
+
+def random_signs(count: int, like: Tensor) -> Float[Tensor, " count"]:
+    """Signs at random, the same each time; torch's own random state stays as it is."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(2, (count,), generator=generator).to(like) * 2 - 1
