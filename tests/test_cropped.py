@@ -251,7 +251,7 @@ MIXING = {
 def assert_paths_are_full(frozen, lower, upper):
     """Paths from the largest neurons of a layer to the channels of a lower one are what they are one by one."""
     top, more = frozen.layer(upper), [None] * (len(frozen.layer(lower).shape) - 1)
-    largest = top.output[0].flatten().topk(6).indices
+    largest = top.output[0].flatten().argsort(descending=True)[:6]
     neurons = [tuple(int(i) for i in torch.unravel_index(n, top.shape)) for n in largest]
     paths = [Path.of([(lower, (c, *more)), (upper, neuron)]) for neuron in neurons for c in range(CHANNELS)]
     found = linear_models(frozen, paths, weighted)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._crops import SLICED, Crops, joined
@@ -192,13 +192,15 @@ class _Descent:
         wanted = _wanted(children, layer) if kind is not None and kind[0] else None
         size = 1 if kind == (True, True) else math.prod(layer.shape)
         count = max(1, self.products.most // (4 * size * layer.output.element_size()))
+        alive = _alive(self.products.frozen, layer)
         for part, pulled in self.products.parts(piece.layer, crops, layer, wanted):
             numbers = {row: number for number, row in enumerate(parents[part])}
             every = [(numbers[row], step, paths) for (row, step), paths in children.items() if row in numbers]
             for start in range(0, len(every), count):
                 rows, steps, owners = zip(*every[start : start + count], strict=True)
                 cut = _cut(pulled, rows, steps, layer, kind)
-                live = cut.values.flatten(1).any(1).nonzero()[:, 0]
+                felt = cut.values if alive is None else cut.values * cut.take(alive)
+                live = felt.flatten(1).any(1).nonzero()[:, 0]
                 if len(live):
                     yield cut.select(live), [owners[i] for i in live.tolist()]
 
@@ -209,6 +211,14 @@ def _kind(step: Step, layer: Layer) -> Kind | None:
         return None
     channel, row, column = (i is not None for i in step.units[0])
     return (channel, row) if row == column else None
+
+
+def _alive(frozen: Frozen, layer: Layer) -> Bool[Tensor, "B *shape"] | None:
+    """Which neurons of an activation have a slope or a value; nothing goes through the others. None: all may."""
+    if frozen.writes_to_views or sum(node is not None for node, _ in layer.edge.node.next_functions) != 1:
+        return None
+    slopes = frozen.slopes(layer)
+    return None if slopes is None else slopes.ne(0) | layer.output.ne(0)
 
 
 def _wanted(children: Collection[tuple[int, Step]], layer: Layer) -> Int[Tensor, "N c"] | None:
