@@ -54,7 +54,7 @@ class Way:
         for source in frozen.sources:
             self.constants.setdefault((source.edge.node, source.edge.output_nr), []).append(source.constant)
         known = all(node.name() in OPERATIONS for node in self.nodes)
-        if frozen.writes_to_views or len(upper.shape) != 3 or not self.nodes or not known:
+        if len(upper.shape) != 3 or not self.nodes or not known:
             raise NotCropped
 
     def pull(self, crops: Crops, wanted: Channels = None, biases: list[Tensor] | None = None) -> Crops:
@@ -79,12 +79,10 @@ class Way:
                     biases += map(above.dot, self.constants.get((node, 0), []))
                 channels = [wanted if narrow.get(place, False) else None for place in node.next_functions]
                 pulled = OPERATIONS[node.name()](node, above, channels[0])
-                if any(map(self._leads, node.next_functions[len(pulled) :])):
-                    raise NotCropped
                 for place, part, some in zip(node.next_functions, pulled, channels, strict=False):
                     if not self._leads(place):
                         continue
-                    if part.shape != _shape(place) or _metadata(place).shape[0] != self.frozen.batch:
+                    if part.shape != _shape(place):
                         raise NotCropped
                     part = part.with_values(part.values.to(_metadata(place).dtype))
                     self.largest = max(self.largest, part.values[0].numel() * part.values.element_size())
