@@ -302,10 +302,20 @@ def test_little_memory_takes_more_parts(partition, monkeypatch):
     pieces = len(counted.full) + len(counted.windows)
     little = linear_models(frozen, paths, 1, samples=samples, max_bytes=1)
     assert len(counted.full) + len(counted.windows) > 2 * pieces
-    assert all(count <= 3 for *_, count in counted.full[-5:])
     for (mine, size), (other, _) in zip(parts(little), parts(much), strict=True):
         error = (mine - other).abs().flatten(1).amax(1) if mine.ndim > 1 else (mine - other).abs()
         assert (error <= ROUNDING[mine.dtype] * size).all()
+
+
+@pytest.mark.parametrize(("memory", "counts"), [(2**30, [5]), (1, [2, 2, 1])], ids=["much", "little"])
+def test_full_products_share_what_memory_there_is(memory, counts, monkeypatch):
+    frozen = deep()
+    path, targets, samples = Path.of([("8", (0, None, None))]), [0, 1, 1, 2, 2], [0, 0, 1, 0, 1]
+    counted = Counted(monkeypatch)
+    found = linear_models(frozen, [path] * 5, logit(targets), samples=samples, max_bytes=memory)
+    got = [count for *_, count in counted.full]
+    assert sorted(got, reverse=True) == counts
+    assert_rows(found, frozen, [path] * 5, samples, targets)
 
 
 def test_permuting_the_paths_permutes_the_rows():

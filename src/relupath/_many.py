@@ -147,10 +147,10 @@ class _Descent:
 
     def ends(self, gradient: Float[Tensor, "K ..."], samples: Int[Tensor, " K"]) -> list[_Piece]:
         """The cotangents at each path's lowest step; a path through dead units has none."""
-        both = torch.cat([samples[:, None], gradient.flatten(1).double()], 1)  # in half precision numbers end early
+        both = torch.cat([gradient.flatten(1).double(), samples[:, None]], 1)  # in half precision numbers end early
         distinct, row = torch.unique(both, dim=0, return_inverse=True)
         shape = tuple(gradient.shape[1:])
-        crops = Crops(distinct[:, 1:].reshape(-1, *shape).to(gradient.dtype), shape, distinct[:, 0].long())
+        crops = Crops(distinct[:, :-1].reshape(-1, *shape).to(gradient.dtype), shape, distinct[:, -1].long())
         front = [_Piece(self.products.frozen.top, crops, list(range(len(self.paths))), row.tolist())]
         ends = []
         for depth in range(max(map(len, self.paths)) + 1):
