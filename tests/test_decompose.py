@@ -133,7 +133,7 @@ def test_what_is_no_tree_is_refused(text):
 
 
 @pytest.mark.parametrize(("asked", "said"), [
-    ({"width": 0}, "width must be at least 1; got 0"),
+    ({"width": 0}, "width must be a whole number of at least 1; got 0"),
     ({"sample": 2}, "sample 2 is not in the batch of 2"),
     ({"sample": -1}, "sample -1 is not in the batch"),
 ])  # fmt: skip

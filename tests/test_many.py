@@ -198,8 +198,8 @@ class Counted:
             self.asked.append((upper.name, lower.name, len(crops)))
             return parts(own, upper, crops, lower, *rest, **more)
 
-        def counted_pull(own, crops, wanted=None):
-            found = pull(own, crops, wanted)
+        def counted_pull(own, crops, *rest):
+            found = pull(own, crops, *rest)
             self.windows.append((len(crops), own.largest))
             return found
 
@@ -387,7 +387,7 @@ def test_a_wrong_product_down_to_the_input_is_found(name, some, monkeypatch):
     paths = [Path.of([(top.name, tuple(unit))]) for unit in top.output[0].nonzero()[::9].tolist()]
     assert linear_models(frozen, paths, weighted).value.any()
     wrong(name, monkeypatch, some)
-    with pytest.raises(IncompleteError, match=r"the products of the single paths do not add up"):
+    with pytest.raises(IncompleteError, match=r"between layers 'x' and '8' the products in windows"):
         linear_models(frozen, paths, weighted)
 
 

@@ -16,7 +16,7 @@ from ._frozen import Frozen
 from ._linear import PathModel, inner, mask_of_step, refuse_order
 from ._memory import at_once
 from ._paths import Path, Step
-from ._products import Products, random_signs
+from ._products import Products
 from ._targets import TargetLike, resolve
 from ._units import Layer, refuse_unit
 from .errors import PathError
@@ -247,27 +247,13 @@ def _cut(pulled: Crops, rows: Sequence[int], steps: Sequence[Step], layer: Layer
 
 
 def _weights(products: Products, ends: Sequence[_Piece], samples: Int[Tensor, " K"]) -> tuple[Tensor, ...]:
-    """The weights of all paths for each explained input.
-
-    Raises:
-        IncompleteError: their sum, with signs at random, is not what the full product gives.
-    """
-    frozen, count = products.frozen, len(samples)
-    weights = [x.output.new_zeros(count, *x.shape) for x in frozen.inputs]
-    signs = random_signs(count, weights[0])
-    totals: dict[Layer, Tensor] = {}
+    """The weights of all paths for each explained input."""
+    frozen = products.frozen
+    weights = tuple(x.output.new_zeros(len(samples), *x.shape) for x in frozen.inputs)
     for end in ends:
         path, row = (torch.tensor(numbers, device=samples.device) for numbers in (end.path, end.row))
         for x, weight in zip(frozen.inputs, weights, strict=True):
             for part, pulled in products.parts(end.layer, end.crops, x):
                 mine = (row >= part.start) & (row < part.stop)
                 weight[path[mine]] = pulled.dense()[row[mine] - part.start]
-        total = totals.setdefault(end.layer, torch.zeros_like(end.layer.output))
-        end.crops.sum_into(total, signs.new_zeros(len(end.crops)).index_add_(0, row, signs[path]).to(total.dtype))
-    for whole, weight in zip(frozen.to_inputs(totals) if totals else [], weights, strict=False):
-        signed = weight * signs.to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
-        difference = torch.zeros_like(whole).index_add_(0, samples, signed) - whole
-        size = torch.zeros_like(whole).index_add_(0, samples, weight.abs()).amax()
-        if not difference.abs().amax() <= frozen.tolerance * size:
-            raise IncompleteError("the products of the single paths do not add up to that of all of them together")
-    return tuple(weights)
+    return weights

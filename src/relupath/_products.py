@@ -37,44 +37,55 @@ class Products:
     ) -> Iterator[tuple[slice, Crops]]:
         """The products of all cotangents, part by part: which of them, and ``(d upper / d lower)^T cotangent``.
 
-        Those down to an explained input are verified, ``<v, upper> = <W, x> + sum <dv/ds, s>`` over the constants s:
-        each, or their sum; of those in windows between hidden layers the first is compared with the full one.
+        They are verified: each of those in windows down to the one explained input by ``<v, upper> = <W, x> + sum
+        <dv/ds, s>`` over the constants s; others at the end, their sum with signs at random beside one full product
+        (of those of which not all channels are wanted, the sum over those that want the same).
 
         Args:
             upper: where the cotangents stand.
             crops: N cotangents.
             lower: the layer below.
             wanted: the only channels of the lower layer that are looked at afterwards; None: all.
-            verify: whether a sum of those in windows, with signs at random, is at the end compared with its full
-                product; of those of which not all channels are wanted, the sum over those that want the same.
 
         Raises:
-            IncompleteError: a product in windows is not the full one.
+            IncompleteError: a product is not what the full one, or what the constants say.
         """
-        try:
-            way = Way(self.frozen, upper, lower)
-        except NotCropped:
-            way = None
-        check = _Check(self.frozen, upper, lower, len(crops), wanted) if verify and way is not None else None
+        way = self._way(upper, lower)
+        each = (lower,) == self.frozen.inputs
+        check = _Check(self.frozen, upper, lower, len(crops), wanted)
         samples, start = crops.samples.tolist(), 0
         while start < len(crops):
             part = slice(start, self._end(start, samples, way, lower))
             some = crops.select(torch.arange(part.start, part.stop, device=crops.values.device))
-            pulled = None
-            if way is not None:
-                try:
-                    pulled = way.pull(some, None if wanted is None else wanted[part])
-                except NotCropped:
-                    way = None
-            if pulled is None:
-                yield part, self._full(upper, some, lower)
-            else:
-                if check is not None:
+            biases: list[Tensor] = []
+            try:
+                if way is None:
+                    raise NotCropped
+                pulled = way.pull(some, None if wanted is None else wanted[part], biases)
+                if each:
+                    self._verify(upper, some, lower, pulled, biases)
+                else:
                     check.add(some, pulled, part)
-                yield part, pulled
+            except NotCropped:
+                way, pulled = None, self._full(upper, some, lower)
+                if lower in self.frozen.inputs:
+                    check.add(some, pulled, part)
+            yield part, pulled
             start = part.stop
-        if check is not None:
-            check.close()
+        check.close()
+
+    def _way(self, upper: Layer, lower: Layer) -> Way | None:
+        try:
+            return Way(self.frozen, upper, lower)
+        except NotCropped:
+            return None
+
+    def _verify(self, upper: Layer, crops: Crops, lower: Layer, pulled: Crops, biases: list[Tensor]) -> None:
+        """Refuse products with which the constants on the way do not add up."""
+        below = torch.stack([pulled.dot(lower.output), *biases]).sum(0)
+        above = crops.dot(upper.output)
+        if not ((below[0] - above[0]).abs() <= self.frozen.tolerance * (below[1] + above[1])).all():
+            raise _wrong(upper, lower)
 
     def _end(self, start: int, samples: Sequence[int], way: Way | None, lower: Layer) -> int:
         """Where the part that starts at one of the cotangents ends, as memory allows."""
@@ -117,6 +128,7 @@ class _Check:
     ) -> None:
         self.frozen, self.upper, self.lower = frozen, upper, lower
         self.above, self.below, self.size = (torch.zeros_like(l.output) for l in (upper, lower, lower))
+        self.empty = True
         self.signs = random_signs(count, self.above)
         self.seen = 1 if wanted is None else lower.output.new_zeros(lower.shape).index_fill_(0, wanted[0], 1)
         if wanted is not None:
@@ -124,6 +136,7 @@ class _Check:
 
     def add(self, crops: Crops, pulled: Crops, part: slice) -> None:
         """Add some cotangents and their products."""
+        self.empty = False
         crops.sum_into(self.above, self.signs[part])
         pulled.sum_into(self.below, self.signs[part].to(self.below.dtype))
         pulled.with_values(pulled.values.abs()).sum_into(self.size, self.signs[part].abs().to(self.size.dtype))
@@ -134,12 +147,20 @@ class _Check:
         Raises:
             IncompleteError: they differ.
         """
-        (full,) = self.frozen.vjp({self.upper: self.above}, [self.lower])
+        if self.empty:
+            return
+        if self.lower in self.frozen.inputs:
+            full = self.frozen.to_inputs({self.upper: self.above})[self.frozen.inputs.index(self.lower)]
+        else:
+            (full,) = self.frozen.vjp({self.upper: self.above}, [self.lower])
         if not (full * self.seen - self.below).abs().amax() <= self.frozen.tolerance * self.size.amax():
-            raise IncompleteError(
-                f"between layers {self.lower.name!r} and {self.upper.name!r} the products in windows are not the full "
-                "ones"
-            )
+            raise _wrong(self.upper, self.lower)
+
+
+def _wrong(upper: Layer, lower: Layer) -> IncompleteError:
+    return IncompleteError(
+        f"between layers {lower.name!r} and {upper.name!r} the products in windows are not the full ones"
+    )
 
 
 def random_signs(count: int, like: Tensor) -> Float[Tensor, " count"]:
