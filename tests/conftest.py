@@ -44,6 +44,8 @@ with install_import_hook("relupath", "beartype.beartype"):
     import relupath.errors  # noqa: F401
 
 
+from asserts import typechecks_off  # noqa: E402  after the package, which is imported under the hook
+
 settings.register_profile(
     "fixed",
     derandomize=True,
@@ -69,6 +71,13 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked():
+    """As users run it: no types are checked, which the other tests have checked."""
+    with typechecks_off():
+        yield
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from torch import nn
 from asserts import assert_close, weighted
 from cases import NAMES, PARTITIONS, TARGETS, active_path, architectures, chosen_units, path_of
 from nets import Lambda, build, example, inputs, layered, randomise
+from nets import deep as deep_chain
 from relupath import (
     Path,
     Step,
@@ -458,3 +459,13 @@ def test_memory_is_a_part_of_what_is_free(monkeypatch):
     assert 0 < at_once(device) <= MOST
     monkeypatch.delattr(os, "sysconf_names")  # as on Windows
     assert at_once(device) == MOST
+
+
+def test_single_precision_is_no_obstacle_however_deep():
+    x = example((32,), 1, 1)
+    units = [(layer.name, (int(layer.output[0].argmax()),)) for layer in freeze(deep_chain(torch.float64), x).layers]
+    paths = [Path.of(units[start:]) for start in (0, 40, 110)]
+    single, double = (linear_models(freeze(deep_chain(d), x.to(d)), paths, 2) for d in (torch.float32, torch.float64))
+    assert 0 < abs(double.value[0]) < 1e-30
+    for a, b in zip(single.value.tolist(), double.value.tolist(), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)

@@ -978,16 +978,7 @@ MEANINGLESS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
-@pytest.fixture
-def unchecked():
-    """As users run it: no types are checked, which the other tests have checked."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.mark.parametrize("case", MEANINGLESS)
-@pytest.mark.filterwarnings("ignore:.* violates type hint")
 @pytest.mark.usefixtures("unchecked")
 def test_an_argument_that_means_nothing_is_refused_in_words(case):
     ask, error, words = MEANINGLESS[case]

@@ -71,7 +71,7 @@ class Crops:
         of = self.take(of)
         repeats = [axis for axis, size in enumerate(of.shape) if size == 1 < self.values.shape[axis] and axis > 0]
         terms = (self.values.sum(repeats, keepdim=True) if repeats else self.values) * of
-        terms = terms.flatten(1)
+        terms = terms.reshape(len(terms), -1)
         return torch.stack([terms.sum(1), terms.abs().sum(1)])
 
     def bounded(self) -> Crops:

@@ -169,7 +169,7 @@ def descend(
         steps = [step.parts for step in (chosen[:1] if shared else chosen)]
         masks = [torch.stack([mask_of_step(step[layer.name], layer) for step in steps]) for layer in layers]
         above, cotangents = layers, [v * mask for v, mask in zip(pulled, masks, strict=True)]
-        own = scale_of(torch.stack([v.abs().flatten(1).amax(1) for v in cotangents]).amax(0))
+        own = scale_of(torch.stack([v.abs().reshape(len(v), -1).amax(1) for v in cotangents]).amax(0))
         scale, cotangents = scale * own, [v / column(own.to(v.dtype), v) for v in cotangents]
     return dict(zip(above, cotangents, strict=True)), inner(cotangents, [layer.output for layer in above]), scale
 

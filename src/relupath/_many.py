@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._crops import SLICED, Crops, joined
 from ._frozen import Frozen
-from ._linear import PathModel, inner, mask_of_step, refuse_order
+from ._linear import PathModel, column, inner, mask_of_step, refuse_order, scale_of
 from ._memory import at_once
 from ._paths import Path, Step
 from ._products import Products
@@ -57,14 +57,14 @@ def linear_models(
     rows = _samples(frozen, paths, samples)
     functional = resolve(target, frozen.output[rows])
     products = Products(frozen, at_once(frozen.output.device, max_bytes))
-    ends = _Descent(products, paths).ends(functional.gradient, rows)
-    value = functional.gradient.new_zeros(len(paths))
+    factor = torch.ones(len(paths), dtype=torch.float64, device=rows.device)
+    ends = _Descent(products, paths, factor).ends(functional.gradient, rows)
+    value = factor.new_zeros(len(paths))
     for end in ends:
-        terms = end.crops.values * end.crops.take(end.layer.output)
-        value[end.path] = terms.flatten(1).sum(1)[end.row].to(value.dtype)
+        value[end.path] = end.crops.dot(end.layer.output)[0][end.row].to(value.dtype)
     whole = torch.tensor([not path for path in paths], device=value.device)
-    value = torch.where(whole, functional.value, value)
-    weights = _weights(products, ends, rows)
+    value = torch.where(whole, functional.value, (value * factor).to(functional.value.dtype))
+    weights = tuple(w * column(factor.to(w.dtype), w) for w in _weights(products, ends, rows))
     bias = value - inner(weights, [x.output[rows] for x in frozen.inputs])
     return PathModel(weights if len(weights) > 1 else weights[0], bias, value, functional.labels)
 
@@ -140,14 +140,18 @@ class _Descent:
     Attributes:
         products: gives the products.
         paths: the paths.
+        factor: for each path, by what its cotangents have been divided on the way, so that they stay in range.
     """
 
     products: Products
     paths: Sequence[Path]
+    factor: Float[Tensor, " K"]
 
     def ends(self, gradient: Float[Tensor, "K ..."], samples: Int[Tensor, " K"]) -> list[_Piece]:
         """The cotangents at each path's lowest step; a path through dead units has none."""
-        both = torch.cat([gradient.flatten(1).double(), samples[:, None]], 1)  # in half precision numbers end early
+        both = torch.cat(
+            [gradient.reshape(len(gradient), -1).double(), samples[:, None]], 1
+        )  # in half precision numbers end early
         distinct, row = torch.unique(both, dim=0, return_inverse=True)
         shape = tuple(gradient.shape[1:])
         crops = Crops(distinct[:, :-1].reshape(-1, *shape).to(gradient.dtype), shape, distinct[:, -1].long())
@@ -180,8 +184,15 @@ class _Descent:
             for some in found.values():
                 owners = [paths for _, part in some for paths in part]
                 pairs = [(path, row) for row, paths in enumerate(owners) for path in paths]
-                crops = joined([crops for crops, _ in some])
-                yield _Piece(layer, crops, [path for path, _ in pairs], [row for _, row in pairs])
+                paths, rows = map(list, zip(*pairs, strict=True))
+                yield self._in_range(_Piece(layer, joined([crops for crops, _ in some]), paths, rows))
+
+    def _in_range(self, piece: _Piece) -> _Piece:
+        """The piece with cotangents divided by their scale."""
+        values = piece.crops.values
+        own = scale_of(values.abs().reshape(len(values), -1).amax(1))
+        self.factor[piece.path] *= own[piece.row]
+        return replace(piece, crops=piece.crops.with_values(values / column(own.to(values.dtype), values)))
 
     def _chosen(
         self, piece: _Piece, layer: Layer, kind: Kind | None, children: Mapping[tuple[int, Step], list[int]]
@@ -200,7 +211,7 @@ class _Descent:
                 rows, steps, owners = zip(*every[start : start + count], strict=True)
                 cut = _cut(pulled, rows, steps, layer, kind)
                 felt = cut.values if alive is None else cut.values * cut.take(alive)
-                live = felt.flatten(1).any(1).nonzero()[:, 0]
+                live = felt.reshape(len(felt), -1).any(1).nonzero()[:, 0]
                 if len(live):
                     yield cut.select(live), [owners[i] for i in live.tolist()]
 
