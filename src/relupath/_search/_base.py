@@ -13,8 +13,10 @@ from torch import Tensor
 
 from .._frozen import Frozen
 from .._linear import PathModel
+from .._memory import at_once
 from .._partitions import Partition
 from .._paths import Path, Step
+from .._products import Products
 from .._segments import next_layers
 from .._targets import Functional
 from .._units import Layer
@@ -45,6 +47,11 @@ class Problem:
     def scores(self, layer: Layer, contribution: Float[Tensor, "B *shape"]) -> Float[Tensor, "B units"]:
         """The contributions of a layer's units."""
         return self.partitions[layer].scores(contribution)
+
+    @property
+    def products(self) -> Products:
+        """Gives many products at once."""
+        return Products(self.frozen, at_once(self.frozen.output.device))
 
     def top(self, depth: int | None) -> tuple[tuple[Layer, ...], ...]:
         """So many levels from the top."""

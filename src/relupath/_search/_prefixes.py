@@ -95,7 +95,7 @@ def continued(problem: Problem, moves: Sequence[tuple[Prefix, Sequence[Layer]]])
     for (p, _), (row, b) in zip(moves, places, strict=True):
         front[p.layer][row, b].view(-1)[p.members.to(p.cotangent.device)] = p.cotangent
     layers = sorted({layer for _, level in moves for layer in level}, key=frozen.order)
-    pulled = dict(zip(layers, frozen.vjps(front, layers), strict=True))
+    pulled = dict(zip(layers, problem.products.several(front, layers), strict=True))
     found = []
     for (p, level), (row, b) in zip(moves, places, strict=True):
         mine = tuple(layer for layer in level if layer in problem.below[p.layer])

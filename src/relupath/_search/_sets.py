@@ -64,7 +64,7 @@ class _Descent:
         if not layers:
             return
         leads = {above: v for above, v in self.front.items() if below[above] & set(layers)}
-        pulled = self.problem.frozen.vjps(leads, layers)
+        pulled = self.problem.products.several(leads, layers)
         self.products += len(pulled[0])
         shares = [_scores(partitions[l], v * l.output) for l, v in zip(layers, pulled, strict=True)]
         scores = torch.cat(shares, 2).double() * self.scale[:, None]

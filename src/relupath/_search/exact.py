@@ -301,7 +301,7 @@ class _Ranking:
 
     def _expand(self, beginnings: Sequence[Sequence[_Beginning]]) -> None:
         """Go on from some beginnings of each sample, all in one batched product."""
-        frozen, depth = self.problem.frozen, max(map(len, beginnings))
+        depth = max(map(len, beginnings))
         self._refuse(depth)
         self.walked += depth
         layers = {p.layer for some in beginnings for p in some}
@@ -310,7 +310,7 @@ class _Ranking:
         for b, number, p in places:
             front[p.layer][number, b].view(-1)[p.places] = p.cotangents
         lower = list(dict.fromkeys(below for layer in layers for below in self.bounds.lower[layer]))
-        rows = dict(zip(lower, frozen.vjps(front, lower), strict=True))
+        rows = dict(zip(lower, self.problem.products.several(front, lower), strict=True))
         for b, number, p in places:
             for below in self.bounds.lower[p.layer]:
                 ways = _Ways(p, below, self.bounds, b, rows[below][number, b].flatten(), self.search.k)
