@@ -90,8 +90,8 @@ class Crops:
             return self.values
         whole = self.values.new_zeros(len(self), *self.shape)
         alone = replace(self, samples=torch.arange(len(self), device=whole.device))
-        alone.sum_into(whole, self.values.new_ones(len(self)))
-        return whole
+        outside = self.corners is not None and bool((self.corners < 0).any() or (self._last() > 0).any())
+        return whole.index_put_(alone._places(), self.values, accumulate=outside)
 
     def all_channels(self) -> Crops:
         """The same with every channel in its place."""
@@ -160,16 +160,17 @@ class Crops:
         if len(self.shape) != 3 or self.corners is not None or self.channels is not None:
             return self
         live = self.values != 0
-        ends = [_ends(live.any(axes)) for axes in ((1, 3), (1, 2))]
-        corners = torch.stack([first for first, _ in ends], 1)
+        places, used = live.any(1), live.flatten(2).any(2)
+        ends = [_ends(places.any(axis)) for axis in (2, 1)]
         height, width = (int(size.max()) for _, size in ends)
-        crops = self
+        crops, count = self, max(1, int(used.sum(1).max()))
         if height * width < WHOLE * self.shape[1] * self.shape[2]:
+            last = self.shape[1] - height, self.shape[2] - width
+            corners = torch.stack([first.clamp(max=most) for (first, _), most in zip(ends, last, strict=True)], 1)
             crops = self.window(corners, (height, width))
-        used = live.any((2, 3)).sum(1).max()
-        if used <= SLICED * self.shape[0]:
-            order = live.any((2, 3)).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-            crops = crops.of_channels(order[:, : max(1, int(used))])
+        if count <= SLICED * self.shape[0]:
+            order = used.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+            crops = crops.of_channels(order[:, :count])
         return crops
 
     def sum_into(self, total: Float[Tensor, "B *shape"], factors: Float[Tensor, " N"]) -> None:
@@ -179,6 +180,11 @@ class Crops:
             total.index_add_(0, self.samples, values)
             return
         total.index_put_(self._places(), values, accumulate=True)
+
+    def _last(self) -> Int[Tensor, "N 2"]:
+        """How far the windows reach beyond the last row and column."""
+        rows, columns = self.rows()
+        return torch.stack([rows[:, -1] - self.shape[1] + 1, columns[:, -1] - self.shape[2] + 1], 1)
 
     def _places(self) -> tuple[Tensor, ...]:
         """Where the windows' entries stand in (B, *shape); those outside, which are zero, at the border."""

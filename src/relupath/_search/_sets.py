@@ -67,10 +67,8 @@ class _Descent:
         pulled = self.problem.products.several(leads, layers)
         self.products += len(pulled[0])
         shares = [_scores(partitions[l], v * l.output) for l, v in zip(layers, pulled, strict=True)]
-        scores = torch.cat(shares, 2).double() * self.scale[:, None]
-        reached = scores[0].ne(0).any(1)
-        chosen = choose(scores) & reached[:, None]
-        goes = chosen.any(1)
+        scores, chosen = self._choice(torch.cat(shares, 2), choose)
+        reached, goes = scores[0].ne(0).any(1), chosen.any(1)
         self._stop(reached & ~goes, " or ".join(layer.name for layer in layers))
         for above, v in leads.items():
             self.front[above] = v * _row(~goes & ~reached, above)
@@ -84,12 +82,21 @@ class _Descent:
             self.sets[b] = {name: units for name, units in (held | new).items() if units}
             self.steps[b].append(Step.over(Step(name, units) for name, units in self.sets[b].items()))
             named = " | ".join(name for name, units in new.items() if units)
-            self.importance[b][named] = float(scores[0, b, chosen[b]].sum())
+            self.importance[b][named] = float(scores[0, b, chosen[b]].double().sum() * self.scale[b])
         self.front = {layer: v for layer, v in self.front.items() if v.any()}
         sizes = [v.abs().flatten(2).amax((0, 2)) for v in self.front.values()]
         own = scale_of(torch.stack([torch.zeros_like(self.scale), *sizes]).amax(0))
         self.scale = self.scale * own
         self.front = {layer: v / column(own.to(v.dtype), v[0]) for layer, v in self.front.items()}
+
+    def _choice(self, scores: Scores, choose: Choice) -> tuple[Scores, Bool[Tensor, "B units"]]:
+        """The contributions, and the chosen units, of which only those are looked at to which something comes."""
+        some = scores.ne(0).any(0).any(0).nonzero()[:, 0]
+        looked_at = scores[:, :, some].double() * self.scale[:, None]
+        chosen = torch.zeros_like(scores[0], dtype=torch.bool)
+        if len(some):
+            chosen[:, some] = choose(looked_at) & looked_at[0].ne(0).any(1, keepdim=True)
+        return scores, chosen
 
     def end(self) -> Found:
         """Pull the target's cotangents back to the input: the linear models of the sets."""
