@@ -236,7 +236,8 @@ def _each(
 
 def _max_pool(node: Any, crops: Crops, wanted: Channels) -> Pulled:
     """Each cotangent goes to the place of its maximum."""
-    shape, place = _signal(node), crops.take(node._saved_result1)
+    crops, shape = crops.inside(), _signal(node)
+    place = crops.take(node._saved_result1)
     corners, (height, width) = None, shape[1:]
     if crops.corners is not None:
         rows, columns = place // shape[2], place % shape[2]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 WHOLE = 0.6
@@ -54,6 +55,10 @@ class Crops:
         if self.corners is None and self.channels is None:
             return of if len(of) == 1 else of[samples]
         _, channels, height, width = of.shape
+        if self.channels is None and (height, width) == (1, 1):
+            return of[samples]
+        if self.channels is None and min(height, width) > 1:
+            return self._cut_from(of, samples)
         rows, columns = self.rows()
         rows = rows.clamp(0, height - 1) if height > 1 else torch.zeros_like(rows[:, :1])
         columns = columns.clamp(0, width - 1) if width > 1 else torch.zeros_like(columns[:, :1])
@@ -65,6 +70,29 @@ class Crops:
             which = self.channels
         return of[samples[:, None, None, None], which[:, :, None, None], rows[:, None, :, None],
                   columns[:, None, None, :]]  # fmt: skip
+
+    def _cut_from(self, of: Shaped[Tensor, "B C H W"], samples: Int[Tensor, " N"]) -> Shaped[Tensor, "N C h w"]:
+        """What a tensor with all channels holds in the windows."""
+        assert self.corners is not None
+        size = torch.tensor(self.values.shape[2:], device=of.device)
+        before = (-self.corners).amax(0).clamp(min=0)
+        after = (self.corners + size - torch.tensor(of.shape[2:], device=of.device)).amax(0).clamp(min=0)
+        (top, left), (bottom, right) = before.tolist(), after.tolist()
+        padded = F.pad(of, (left, right, top, bottom)) if top or left or bottom or right else of
+        rows, columns = (self.corners + before).unbind(1)
+        height, width = self.values.shape[2:]
+        return padded.unfold(2, height, 1).unfold(3, width, 1)[samples, :, rows, columns]
+
+    def inside(self) -> Crops:
+        """The same cotangents in windows that do not reach beyond the place."""
+        if self.corners is None:
+            return self
+        height, width = (min(have, size) for have, size in zip(self.values.shape[2:], self.shape[1:], strict=True))
+        last = torch.tensor([self.shape[1] - height, self.shape[2] - width], device=self.corners.device)
+        corners = torch.minimum(self.corners.clamp(min=0), last)
+        if torch.equal(corners, self.corners) and self.values.shape[2:] == (height, width):
+            return self
+        return self.window(corners, (height, width))
 
     def dot(self, of: Tensor) -> Float[Tensor, "2 N"]:
         """<cotangent, of> for a tensor (B, *shape), or one that broadcasts to it; and the sum of the terms' sizes."""

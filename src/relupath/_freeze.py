@@ -15,7 +15,7 @@ from ._choices import Choices
 from ._frozen import Frozen
 from ._model import Surroundings, kept, refuse_unusable, unwrapped
 from ._own import RULE
-from ._places import UnseenOperation, module_paths, numbered, origin, place, refusal
+from ._places import UNSEEN, module_paths, numbered, origin, place, refusal
 from ._probe import Probe, parameters_of
 from ._record import Recorder
 from ._tested import TOLERANCE
@@ -81,11 +81,10 @@ def freeze(
     try:
         top = run.recorded(recorder)
         tolerance = _tolerance(recorder.dtypes)
-    except UnseenOperation:
-        with torch.autograd.set_detect_anomaly(True, check_nan=False):
-            run.recorded(Recorder(modules, choices))  # now autograd notes the lines, so that the error names it
-        raise
-    except RelupathError:
+    except RelupathError as error:
+        if UNSEEN in str(error):
+            with torch.autograd.set_detect_anomaly(True, check_nan=False):
+                run.recorded(Recorder(modules, choices))  # now autograd notes the lines, so that the error names it
         raise
     except Exception as error:
         if RULE in getattr(error, "__notes__", ()):

@@ -82,10 +82,6 @@ def origin(error: BaseException, modules: Mapping[nn.Module, str]) -> tuple[str,
 UNSEEN = "it ran unseen (a custom autograd function, or a compiled or scripted function)"
 
 
-class UnseenOperation(UnsupportedOperation):
-    """An operation of which only the trace in the autograd graph was seen; anomaly mode tells its line."""
-
-
 def refusal(where: str, reason: str) -> UnsupportedOperation:
     """The error of an operation, in one sentence: what, where, why, and what to do."""
     return UnsupportedOperation(

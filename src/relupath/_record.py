@@ -23,7 +23,7 @@ from ._gates import Rule, rule_of
 from ._known import Known
 from ._marks import Mark, carrying, gating, mark_of, marked, ranked
 from ._noted import NotedLayers
-from ._places import UNSEEN, Operation, UnseenOperation, line, line_of, numbered, place, refusal
+from ._places import UNSEEN, Operation, line, line_of, numbered, place, refusal
 from ._saved import Savings, load
 from ._scales import is_gated_constant, is_root, reciprocal
 from ._sources import Source
@@ -386,8 +386,8 @@ class Recorder(TorchFunctionMode):
     def _write_to(self, name: str, operation: str) -> UnsupportedOperation:
         return self._refusal(operation, f"it writes to {name!r} of the model, which must stay as it is")
 
-    def _unseen(self, node: Any) -> UnseenOperation:
-        return UnseenOperation(*refusal(place(node.name(), self._path, line_of(node)), UNSEEN).args)
+    def _unseen(self, node: Any) -> UnsupportedOperation:
+        return refusal(place(node.name(), self._path, line_of(node)), UNSEEN)
 
 
 def _sort(value: Any) -> str:
