@@ -165,12 +165,11 @@ def _cat(node: Any, crops: Crops, wanted: Channels) -> Pulled:
     rest = crops.shape[0] - sum(size for size in sizes if size is not None)
     parts, start = [], 0
     for size in (rest if size is None else size for size in sizes):
-        if crops.channels is None:
-            values, channels = crops.values[:, start : start + size], None
-        else:
-            channels = crops.channels - start
-            inside = (channels >= 0) & (channels < size)
-            values, channels = crops.values * inside[:, :, None, None], channels.clamp(0, size - 1)
+        values, channels = crops.values, crops.channels
+        if channels is not None and bool(((channels >= start) & (channels < start + size)).all()):
+            channels = channels - start
+        else:  # a row has a channel of another part: name none, so that none is named twice
+            values, channels = crops.all_channels().values[:, start : start + size], None
         parts.append(replace(crops, values=values, channels=channels, shape=(size, *crops.shape[1:])))
         start += size
     return parts
@@ -291,7 +290,7 @@ def _upsampled(mode: str) -> Callable[[Any, Crops, Channels], Pulled]:
 
 def _padded(mode: str) -> Callable[[Any, Crops, Channels], Pulled]:
     def operation(node: Any, crops: Crops, wanted: Channels) -> Pulled:
-        left, right, top, bottom = node._saved_padding
+        left, right, top, bottom = map(_signed, node._saved_padding)
         ends = [lambda eye, both=both: F.pad(eye, (0, 0, *both), mode=mode) for both in ((top, bottom), (left, right))]
         return _separable(node, crops, *ends)
 

@@ -13,7 +13,9 @@ from torch import Tensor
 WHOLE = 0.6
 """From this share of a layer's places on, a window is not worth its bookkeeping."""
 SLICED = 0.25
-"""Up to this share of the channels, they are worth naming."""
+"""Up to this share of the channels, they are worth naming,"""
+NAMED = 4
+"""and up to so many: the kernels of each cotangent take memory of their own."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Crops:
         crops, (c, h, w) = self, self.values.shape[1:]
         if crops.corners is not None and h * w >= WHOLE * self.shape[1] * self.shape[2]:
             crops = crops.all_places()
-        return crops.all_channels() if c > max(1, SLICED * self.shape[0]) else crops
+        return crops if few_channels(c, self.shape[0]) else crops.all_channels()
 
     def of_channels(self, channels: Int[Tensor, "N c"]) -> Crops:
         """Some channels of each, given by their numbers; those that it has not are zero."""
@@ -196,7 +198,7 @@ class Crops:
             last = self.shape[1] - height, self.shape[2] - width
             corners = torch.stack([first.clamp(max=most) for (first, _), most in zip(ends, last, strict=True)], 1)
             crops = self.window(corners, (height, width))
-        if count <= SLICED * self.shape[0]:
+        if few_channels(count, self.shape[0]):
             order = used.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
             crops = crops.of_channels(order[:, :count])
         return crops
@@ -236,6 +238,11 @@ class Crops:
                              rows.clamp(0, height - 1)[:, None, :, None],
                              columns.clamp(0, width - 1)[:, None, None, :]]  # fmt: skip
         return replace(self, values=values * inside, corners=corners)
+
+
+def few_channels(count: int, channels: int) -> bool:
+    """Whether so many of a layer's channels are worth naming."""
+    return count == 1 or count <= min(NAMED, SLICED * channels)
 
 
 def added(some: Sequence[Crops]) -> Crops:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._crops import SLICED, Crops, joined
+from ._crops import Crops, few_channels, joined
 from ._frozen import Frozen
 from ._linear import PathModel, column, inner, mask_of_step, refuse_order, scale_of
 from ._memory import at_once
@@ -238,7 +238,7 @@ def _wanted(children: Collection[tuple[int, Step]], layer: Layer) -> Int[Tensor,
     for row, step in sorted(children, key=lambda child: child[0]):
         channels.setdefault(row, {})[step.units[0][0] or 0] = None
     counts = {len(some) for some in channels.values()}
-    if len(counts) > 1 or max(counts) > SLICED * layer.shape[0]:
+    if len(counts) > 1 or not few_channels(max(counts), layer.shape[0]):
         return None
     return torch.tensor([list(some) for some in channels.values()], device=layer.output.device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +15,9 @@ from ._cropped import NotCropped, Way
 from ._crops import Crops
 from ._frozen import Frozen
 from ._units import Layer
-from .errors import IncompleteError
 
+Wanted: TypeAlias = Int[Tensor, "N c"] | None
+"""The channels that are looked at of each product; None: all."""
 COPIES = 4
 """So many tensors of one cotangent's size are held at a time."""
 
@@ -36,14 +38,13 @@ class Products:
     frozen: Frozen
     most: int
 
-    def parts(
-        self, upper: Layer, crops: Crops, lower: Layer, wanted: Int[Tensor, "N c"] | None = None
-    ) -> Iterator[tuple[slice, Crops]]:
+    def parts(self, upper: Layer, crops: Crops, lower: Layer, wanted: Wanted = None) -> Iterator[tuple[slice, Crops]]:
         """The products of all cotangents, part by part: which of them, and ``(d upper / d lower)^T cotangent``.
 
-        They are verified: each of those in windows down to the one explained input by ``<v, upper> = <W, x> + sum
-        <dv/ds, s>`` over the constants s; others at the end, their sum with signs at random beside one full product
-        (of those of which not all channels are wanted, the sum over those that want the same).
+        Those in windows are verified, and where they do not stand the test, as where products cancel beyond round-off,
+        the full ones are taken: each down to the one explained input by ``<v, upper> = <W, x> + sum <dv/ds, s>`` over
+        the constants s; others by their sum with signs at random beside one full product; of those of which few
+        channels are wanted, the sums over those that want the same as the first, the middle and the last.
 
         Args:
             upper: where the cotangents stand.
@@ -52,31 +53,63 @@ class Products:
             wanted: the only channels of the lower layer that are looked at afterwards; None: all.
 
         Raises:
-            IncompleteError: a product is not what the full one, or what the constants say.
+            IncompleteError: the constants do not add up with full products either.
         """
         way = self._way(upper, lower)
-        each = (lower,) == self.frozen.inputs
-        check = _Check(self.frozen, upper, lower, len(crops), wanted)
         samples, start = crops.samples.tolist(), 0
         while start < len(crops):
             part = slice(start, self._end(start, samples, way, lower))
             some = crops.select(torch.arange(part.start, part.stop, device=crops.values.device))
-            biases: list[Tensor] = []
-            try:
-                if way is None:
-                    raise NotCropped
-                pulled = way.pull(some, None if wanted is None else wanted[part], biases)
-                if each:
-                    self._verify(upper, some, lower, pulled, biases)
-                else:
-                    check.add(some, pulled, part)
-            except NotCropped:
+            pulled = (
+                None
+                if way is None
+                else self._cropped(way, upper, some, lower, None if wanted is None else wanted[part])
+            )
+            if pulled is None:
                 way, pulled = None, self._full(upper, some, lower)
                 if lower in self.frozen.inputs:
-                    check.add(some, pulled, part)
+                    self._account(upper, some)
             yield part, pulled
             start = part.stop
-        check.close()
+
+    def _cropped(self, way: Way, upper: Layer, crops: Crops, lower: Layer, wanted: Wanted) -> Crops | None:
+        """The products in windows; None where that is not possible, or does not stand the test."""
+        biases: list[Tensor] = []
+        try:
+            pulled = way.pull(crops, wanted, biases)
+        except NotCropped:
+            return None
+        if (lower,) == self.frozen.inputs:
+            below, above = torch.stack([pulled.dot(lower.output), *biases]).sum(0), crops.dot(upper.output)
+            stands = bool(((below[0] - above[0]).abs() <= self.frozen.tolerance * (below[1] + above[1])).all())
+        elif wanted is None:
+            stands = self._agree(upper, crops, lower, pulled)
+        else:
+            alike = [(wanted == wanted[k]).all(1).nonzero()[:, 0] for k in {0, len(crops) // 2, len(crops) - 1}]
+            stands = all(self._agree(upper, crops.select(k), lower, pulled.select(k)) for k in alike)
+        return pulled if stands else None
+
+    def _agree(self, upper: Layer, crops: Crops, lower: Layer, pulled: Crops) -> bool:
+        """Whether the sum of products of the same channels, each over its size, is the full product of that sum."""
+        sizes = pulled.values.abs().reshape(len(pulled), -1).amax(1)
+        factors = random_signs(len(crops), sizes) / torch.where(sizes > 0, sizes, crops.values.abs().amax())
+        above, below = torch.zeros_like(upper.output), torch.zeros_like(lower.output)
+        crops.sum_into(above, factors.to(above.dtype))
+        pulled.sum_into(below, factors)
+        (full,) = self.frozen.vjp({upper: above}, [lower])
+        if pulled.channels is not None:
+            full, below = full[:, pulled.channels[0]], below[:, pulled.channels[0]]
+        return bool((full - below).abs().amax() <= self.frozen.tolerance * len(crops) ** 0.5)
+
+    def _account(self, upper: Layer, crops: Crops) -> None:
+        """Refuse full products down to the inputs with whose sum the constants do not add up.
+
+        Raises:
+            IncompleteError: they do not.
+        """
+        total = torch.zeros_like(upper.output)
+        crops.sum_into(total, random_signs(len(crops), total))
+        self.frozen.to_inputs({upper: total})
 
     def several(
         self, cotangents: Mapping[Layer, Float[Tensor, "K B ..."]], to: Sequence[Layer]
@@ -88,6 +121,8 @@ class Products:
         rows = v.flatten(0, 1)
         live = rows.flatten(1).any(1).nonzero()[:, 0]
         found = rows.new_zeros(len(rows), *lower.shape)
+        if not len(live):
+            return [found.view(*v.shape[:2], *lower.shape)]
         crops = Crops(rows[live], upper.shape, live % len(v[0])).shrunk()
         for part, pulled in self.parts(upper, crops, lower):
             found[live[part]] = pulled.dense().to(found.dtype)
@@ -98,13 +133,6 @@ class Products:
             return Way(self.frozen, upper, lower)
         except NotCropped:
             return None
-
-    def _verify(self, upper: Layer, crops: Crops, lower: Layer, pulled: Crops, biases: list[Tensor]) -> None:
-        """Refuse products with which the constants on the way do not add up."""
-        below = torch.stack([pulled.dot(lower.output), *biases]).sum(0)
-        above = crops.dot(upper.output)
-        if not ((below[0] - above[0]).abs() <= self.frozen.tolerance * (below[1] + above[1])).all():
-            raise _wrong(upper, lower)
 
     def _end(self, start: int, samples: Sequence[int], way: Way | None, lower: Layer) -> int:
         """Where the part that starts at one of the cotangents ends, as memory allows."""
@@ -129,61 +157,6 @@ class Products:
         cotangents[slot, crops.samples] = crops.dense()
         (found,) = self.frozen.vjps({upper: cotangents}, [lower])
         return Crops(found[slot, crops.samples], lower.shape, crops.samples)
-
-
-class _Check:
-    """The sum of products in windows, with signs at random, beside the full product of the sum of their cotangents.
-
-    Args:
-        frozen: the recorded network.
-        upper: where the cotangents stand.
-        lower: the layer below.
-        count: how many there are.
-        wanted: the only channels that each product has, or None; those that have others than the first are left out.
-    """
-
-    def __init__(
-        self, frozen: Frozen, upper: Layer, lower: Layer, count: int, wanted: Int[Tensor, "N c"] | None
-    ) -> None:
-        self.frozen, self.upper, self.lower = frozen, upper, lower
-        self.above, self.below = torch.zeros_like(upper.output), torch.zeros_like(lower.output)
-        self.size = lower.output.new_zeros(())
-        self.empty = True
-        self.signs = random_signs(count, self.above)
-        self.seen = 1 if wanted is None else lower.output.new_zeros(lower.shape).index_fill_(0, wanted[0], 1)
-        if wanted is not None:
-            self.signs *= (wanted == wanted[0]).all(1)
-
-    def add(self, crops: Crops, pulled: Crops, part: slice) -> None:
-        """Add some cotangents and their products."""
-        self.empty = False
-        crops.sum_into(self.above, self.signs[part])
-        pulled.sum_into(self.below, self.signs[part].to(self.below.dtype))
-        self.size = torch.maximum(self.size, pulled.values.abs().amax().to(self.size.dtype))
-
-    def close(self) -> None:
-        """Compare the sums, whose round-off is that of so many terms with signs at random.
-
-        Raises:
-            IncompleteError: they differ.
-        """
-        if self.empty:
-            return
-        if self.lower in self.frozen.inputs:
-            full = self.frozen.to_inputs({self.upper: self.above})[self.frozen.inputs.index(self.lower)]
-        else:
-            (full,) = self.frozen.vjp({self.upper: self.above}, [self.lower])
-        if (
-            not (full * self.seen - self.below).abs().amax()
-            <= self.frozen.tolerance * self.size * len(self.signs) ** 0.5
-        ):
-            raise _wrong(self.upper, self.lower)
-
-
-def _wrong(upper: Layer, lower: Layer) -> IncompleteError:
-    return IncompleteError(
-        f"between layers {lower.name!r} and {upper.name!r} the products in windows are not the full ones"
-    )
 
 
 def random_signs(count: int, like: Tensor) -> Float[Tensor, " count"]:
