@@ -48,8 +48,7 @@ def linear_models(
             ``linear_model``.
         UnknownLayerError: a layer is not recorded.
         TargetError: the target does not fit the output or is not linear.
-        IncompleteError: the weights and the constants of the network do not add up to the paths' values, or the
-            products in windows to the full ones.
+        IncompleteError: the weights and the constants of the network do not add up to the paths' values.
 
     Source: section 3 of the paper, for many paths at once.
     """
