@@ -38,15 +38,26 @@ def full(frozen, upper, lower, crops):
     return products[torch.arange(len(crops)), crops.samples]
 
 
+def pull(frozen, upper, lower, crops, wanted=None):
+    """The products of all cotangents together."""
+    (part,) = Way(frozen, upper, lower).pull(crops, wanted)
+    return part.found
+
+
 def assert_windows_are_full(frozen, upper, lower, crops):
     """Products in windows are the full ones to 1e-12, of all channels and of some of them; what they took is given."""
     expected = full(frozen, upper, lower, crops)
     size = float(expected.abs().max())
-    pulled = Way(frozen, upper, lower).pull(crops)
+    pulled = pull(frozen, upper, lower, crops)
     assert float((pulled.dense() - expected).abs().max()) <= ROUNDING * size
+    one_by_one = Way(frozen, upper, lower)
+    one_by_one.together = 0
+    for number, part in enumerate(one_by_one.pull(crops)):
+        assert part.rows == slice(number, number + 1)
+        assert float((part.found.dense() - expected[part.rows]).abs().max()) <= ROUNDING * size
     if len(lower.shape) == 3:
         wanted = torch.stack([torch.arange(2) + n % (lower.shape[0] - 1) for n in range(len(crops))])
-        some = Way(frozen, upper, lower).pull(crops, wanted)
+        some = pull(frozen, upper, lower, crops, wanted)
         chosen = expected[torch.arange(len(crops))[:, None], wanted]
         assert some.channels is not None
         assert float((some.all_places().values - chosen).abs().max()) <= ROUNDING * size
@@ -265,7 +276,7 @@ def assert_paths_are_full(frozen, lower, upper):
 def test_what_mixes_places_takes_the_full_product(name):
     frozen, upper, lower = between(MIXING[name](), batch=1)
     with pytest.raises(NotCropped):
-        Way(frozen, upper, lower).pull(every_neuron(upper))
+        pull(frozen, upper, lower, every_neuron(upper))
     assert_paths_are_full(frozen, "0", "1")
 
 
@@ -289,22 +300,23 @@ def test_windows_are_as_large_as_the_receptive_field():
     crops = every_neuron(top).select(torch.arange(300, 420))
     for lower, size in ((middle, 3), (low, 5), (frozen.inputs[0], 7)):
         way = Way(frozen, top, lower)
-        assert way.pull(crops).values.shape[1:] == (lower.shape[0], size, size)
+        (part,) = way.pull(crops)
+        assert part.found.values.shape[1:] == (lower.shape[0], size, size)
         assert way.largest <= 6 * size**2 * 8 < low.output.nbytes / 15
-    few = Way(frozen, top, middle).pull(crops, torch.arange(len(crops))[:, None] % 6)
+    few = pull(frozen, top, middle, crops, torch.arange(len(crops))[:, None] % 6)
     assert few.values.shape[1:] == (1, 3, 3)
 
 
 def test_windows_that_hold_nearly_all_become_the_whole_layer():
     frozen, upper, lower = between(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 7, padding=3)))
-    assert Way(frozen, upper, lower).pull(every_neuron(upper)).corners is None
+    assert pull(frozen, upper, lower, every_neuron(upper)).corners is None
 
 
 def test_the_dtype_of_a_number_written_in_forward_does_not_matter():
     model = nn.Sequential(nn.Conv2d(2, 4, 1), op(lambda m, h: m.conv(h) * 2.5, conv=nn.Conv2d(4, 4, 3)), nn.Flatten())
     frozen = freeze(randomise(model, 0, torch.float32), example((2, 9, 8), 0, 1, torch.float32), layers=["0", "1"])
     upper, lower = frozen.layers[::-1]
-    pulled = Way(frozen, upper, lower).pull(every_neuron(upper))
+    pulled = pull(frozen, upper, lower, every_neuron(upper))
     assert pulled.values.dtype == torch.float32
     assert_close(pulled.dense(), full(frozen, upper, lower, every_neuron(upper)))
 
@@ -318,7 +330,7 @@ def test_a_stretch_that_runs_in_another_dtype_is_carried_in_it():
                     example((2, 9, 8), 0, 1, torch.float32), layers=["0", "1"])  # fmt: skip
     lower, upper = frozen.layers
     assert upper.output.dtype == torch.float64
-    pulled = Way(frozen, upper, lower).pull(every_neuron(upper))
+    pulled = pull(frozen, upper, lower, every_neuron(upper))
     assert pulled.values.dtype == torch.float32
     assert_close(pulled.dense(), full(frozen, upper, lower, every_neuron(upper)))
     assert_paths_are_full(frozen, "0", "1")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ._crops import Crops, added
 from ._frozen import Frozen
+from ._memory import in_cache
 from ._segments import route
 from ._sources import refuse_changed
 from ._units import Layer
@@ -28,6 +29,36 @@ class NotCropped(Exception):
     """Raised where an operation mixes all places, or is none of those that windows go through."""
 
 
+@dataclass
+class Part:
+    """Some of the cotangents on their way down.
+
+    Attributes:
+        rows: which they are.
+        found: the products, once they are down.
+        biases: what the constants on the way add to each ``<cotangent, upper>``, and the sum of the terms' sizes.
+        met: what the places below have got so far.
+        position: the number of the node that comes next.
+    """
+
+    rows: slice
+    found: Crops
+    biases: Float[Tensor, "2 n"]
+    met: dict[Place, list[Crops]]
+    position: int = 0
+
+    def split(self, most: int) -> list[Part]:
+        """The same in parts of so many cotangents."""
+        first, count = self.rows.start, self.biases.shape[1]
+        parts = []
+        for start in range(0, count, most):
+            some = slice(start, min(start + most, count))
+            met = {place: [crops.select(some) for crops in every] for place, every in self.met.items()}
+            rows = slice(first + some.start, first + some.stop)
+            parts.append(Part(rows, self.found, self.biases[:, some], met, self.position))
+        return parts
+
+
 class Way:
     """The way from one layer down to a lower one that it depends on.
 
@@ -38,6 +69,7 @@ class Way:
 
     Attributes:
         largest: the most bytes that one cotangent took on the way so far.
+        together: the most bytes of cotangents that go down at once.
 
     Raises:
         ModelError: a constant was changed since the network was frozen.
@@ -49,6 +81,7 @@ class Way:
         self.nodes = sorted(route(upper.edge, lower.edge), key=lambda node: -node._sequence_nr())
         self.on_way = set(self.nodes)
         self.largest = 0
+        self.together = in_cache(frozen.output.device)
         refuse_changed(frozen.sources)
         self.constants: dict[Place, list[Tensor]] = {}
         for source in frozen.sources:
@@ -57,40 +90,57 @@ class Way:
         if len(upper.shape) != 3 or not self.nodes or not known:
             raise NotCropped
 
-    def pull(self, crops: Crops, wanted: Channels = None, biases: list[Tensor] | None = None) -> Crops:
+    def pull(self, crops: Crops, wanted: Channels = None) -> Iterator[Part]:
         """Vector-Jacobian products, ``(d upper / d lower)^T cotangent``, in windows.
+
+        They come part by part: where cotangents outgrow what a processor keeps at hand, some go down before the others.
 
         Args:
             crops: the cotangents.
             wanted: the only channels of the lower layer that are looked at afterwards; None: all.
-            biases: is given what each constant on the way adds to ``<cotangent, upper>``, and its size, (2, N) each.
 
         Raises:
             NotCropped: an operation is of a kind that windows do not go through.
         """
         narrow = self._narrow() if wanted is not None else {}
-        met: dict[Place, list[Crops]] = {self.start: [crops]}
-        with self.frozen.lock, torch.no_grad():
-            for node in self.nodes:
-                if (node, 0) not in met:
+        todo = [Part(slice(0, len(crops)), crops, crops.values.new_zeros(2, len(crops)), {self.start: [crops]})]
+        while todo:
+            part = todo.pop()
+            with self.frozen.lock, torch.no_grad():
+                several = self._down(part, None if wanted is None else wanted[part.rows], narrow)
+            if several:
+                todo += reversed(several)
+            else:
+                yield part
+
+    def _down(self, part: Part, wanted: Channels, narrow: Mapping[Place, bool]) -> Sequence[Part]:
+        """Carry a part down; gives those in which it goes on where it has become too large, else none."""
+        met = part.met
+        for part.position in range(part.position, len(self.nodes)):
+            node = self.nodes[part.position]
+            if (node, 0) not in met:
+                raise NotCropped
+            above = added(met.pop((node, 0))).simplest()
+            most = max(1, self.together // above.bytes_each)
+            if len(above) > most:
+                return replace(part, met=met | {(node, 0): [above]}).split(most)
+            for constant in self.constants.get((node, 0), []):
+                part.biases += above.dot(constant)
+            channels = [wanted if narrow.get(place, False) else None for place in node.next_functions]
+            pulled = OPERATIONS[node.name()](node, above, channels[0])
+            for place, lower, some in zip(node.next_functions, pulled, channels, strict=False):
+                if not self._leads(place):
+                    continue
+                if lower.shape != _shape(place):
                     raise NotCropped
-                above = added(met.pop((node, 0))).simplest()
-                if biases is not None:
-                    biases += map(above.dot, self.constants.get((node, 0), []))
-                channels = [wanted if narrow.get(place, False) else None for place in node.next_functions]
-                pulled = OPERATIONS[node.name()](node, above, channels[0])
-                for place, part, some in zip(node.next_functions, pulled, channels, strict=False):
-                    if not self._leads(place):
-                        continue
-                    if part.shape != _shape(place):
-                        raise NotCropped
-                    part = part.with_values(part.values.to(_metadata(place).dtype))
-                    self.largest = max(self.largest, part.values[0].numel() * part.values.element_size())
-                    met.setdefault(place, []).append(part if some is None else part.of_channels(some))
+                lower = lower.with_values(lower.values.to(_metadata(place).dtype))
+                self.largest = max(self.largest, lower.bytes_each)
+                met.setdefault(place, []).append(lower if some is None else lower.of_channels(some))
         if self.goal not in met:
             raise NotCropped
         found = added(met[self.goal])
-        return found if wanted is None else found.of_channels(wanted)
+        part.found = found if wanted is None else found.of_channels(wanted)
+        return ()
 
     def _leads(self, place: Place) -> bool:
         return place == self.goal or place[0] in self.on_way
@@ -140,7 +190,8 @@ def _sum(node: Any, crops: Crops, wanted: Channels) -> Pulled:
 
 
 def _relu(node: Any, crops: Crops, wanted: Channels) -> Pulled:
-    return [crops.with_values(crops.values * (crops.take(node._saved_result) > 0))]
+    result = crops.take(node._saved_result).expand_as(crops.values)
+    return [crops.with_values(torch.ops.aten.threshold_backward(crops.values, result, 0))]
 
 
 def _slope(node: Any, crops: Crops, wanted: Channels) -> Pulled:
@@ -204,6 +255,11 @@ def _convolution(node: Any, crops: Crops, wanted: Channels) -> Pulled:
         z = _each(values, weight, stride, dilation)
     elif values.shape[2:] == (1, 1) == dilation and groups == 1:
         z = torch.einsum("nc,cikl->nikl", values[:, :, 0, 0], weight)
+    elif crops.corners is None:
+        sides = zip(shape[1:], values.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        rest = [size - (have - 1) * s + 2 * p - d * (k - 1) - 1 for size, have, k, s, p, d in sides]
+        z = F.conv_transpose2d(values, weight, None, stride, padding, rest, groups, dilation)
+        return [Crops(z, shape, crops.samples)]
     else:
         z = F.conv_transpose2d(values, weight, stride=stride, dilation=dilation, groups=groups)
     if crops.corners is None:

@@ -39,6 +39,11 @@ class Crops:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def bytes_each(self) -> int:
+        """How many bytes the values of each take."""
+        return self.values[0].numel() * self.values.element_size()
+
     def with_values(self, values: Float[Tensor, "N ..."]) -> Crops:
         """The same windows, other values."""
         return replace(self, values=values)
@@ -60,7 +65,7 @@ class Crops:
         if self.channels is None and (height, width) == (1, 1):
             return of[samples]
         if self.channels is None and min(height, width) > 1:
-            return self._cut_from(of, samples)
+            return _windows(of, samples, self.corners, self.values.shape[2:])
         rows, columns = self.rows()
         rows = rows.clamp(0, height - 1) if height > 1 else torch.zeros_like(rows[:, :1])
         columns = columns.clamp(0, width - 1) if width > 1 else torch.zeros_like(columns[:, :1])
@@ -72,18 +77,6 @@ class Crops:
             which = self.channels
         return of[samples[:, None, None, None], which[:, :, None, None], rows[:, None, :, None],
                   columns[:, None, None, :]]  # fmt: skip
-
-    def _cut_from(self, of: Shaped[Tensor, "B C H W"], samples: Int[Tensor, " N"]) -> Shaped[Tensor, "N C h w"]:
-        """What a tensor with all channels holds in the windows."""
-        assert self.corners is not None
-        size = torch.tensor(self.values.shape[2:], device=of.device)
-        before = (-self.corners).amax(0).clamp(min=0)
-        after = (self.corners + size - torch.tensor(of.shape[2:], device=of.device)).amax(0).clamp(min=0)
-        (top, left), (bottom, right) = before.tolist(), after.tolist()
-        padded = F.pad(of, (left, right, top, bottom)) if top or left or bottom or right else of
-        rows, columns = (self.corners + before).unbind(1)
-        height, width = self.values.shape[2:]
-        return padded.unfold(2, height, 1).unfold(3, width, 1)[samples, :, rows, columns]
 
     def inside(self) -> Crops:
         """The same cotangents in windows that do not reach beyond the place."""
@@ -160,7 +153,7 @@ class Crops:
         """What cotangents that stand in one tensor have in common."""
         return self.values.shape[1:], self.shape, self.corners is None, self.channels is None
 
-    def select(self, which: Int[Tensor, " M"]) -> Crops:
+    def select(self, which: Int[Tensor, " M"] | slice) -> Crops:
         """Some of the N, in any order and number."""
         corners = None if self.corners is None else self.corners[which]
         channels = None if self.channels is None else self.channels[which]
@@ -225,19 +218,27 @@ class Crops:
 
     def window(self, corners: Int[Tensor, "N 2"], size: tuple[int, int]) -> Crops:
         """Their values in other windows."""
-        rows, columns = replace(self, corners=corners, values=self.values[:, :, :1, :1].expand(-1, -1, *size)).rows()
-        mine = torch.zeros_like(corners) if self.corners is None else self.corners
-        rows, columns = rows - mine[:, :1], columns - mine[:, 1:]
-        height, width = self.values.shape[2:]
-        inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
-        number, which = (
-            torch.arange(len(self), device=rows.device),
-            torch.arange(self.values.shape[1], device=rows.device),
-        )
-        values = self.values[number[:, None, None, None], which[None, :, None, None],
-                             rows.clamp(0, height - 1)[:, None, :, None],
-                             columns.clamp(0, width - 1)[:, None, None, :]]  # fmt: skip
-        return replace(self, values=values * inside, corners=corners)
+        start = corners if self.corners is None else corners - self.corners
+        values = _windows(self.values, torch.arange(len(self), device=corners.device), start, size)
+        return replace(self, values=values, corners=corners)
+
+
+def _windows(
+    of: Shaped[Tensor, "B C H W"], samples: Int[Tensor, " N"], corners: Int[Tensor, "N 2"], size: Sequence[int]
+) -> Shaped[Tensor, "N C h w"]:
+    """What a tensor holds in windows of one size; zero beyond its border."""
+    height, width = size
+    have = torch.tensor(of.shape[2:], device=of.device)
+    before = (-corners).amax(0).clamp(min=0)
+    after = (corners + torch.tensor(size, device=of.device) - have).amax(0).clamp(min=0)
+    (top, left), (bottom, right) = before.tolist(), after.tolist()
+    of = F.pad(of, (left, right, top, bottom)) if top or left or bottom or right else of
+    _, channels, *whole = of.shape
+    sample, channel, row, column = of.stride()
+    count = 1 + (len(of) - 1) * sample + (whole[0] - height) * row + (whole[1] - width) * column
+    every = of.as_strided((count, channels, height, width), (1, channel, row, column))
+    starts = samples * sample + (corners + before) @ torch.tensor([row, column], device=of.device)
+    return every.index_select(0, starts)
 
 
 def few_channels(count: int, channels: int) -> bool:

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._cropped import NotCropped, Way
+from ._cropped import NotCropped, Part, Way
 from ._crops import Crops
 from ._frozen import Frozen
 from ._units import Layer
 
 Wanted: TypeAlias = Int[Tensor, "N c"] | None
 """The channels that are looked at of each product; None: all."""
+Pieces: TypeAlias = list[tuple[slice, Crops]]
+"""Products, and whose they are."""
 COPIES = 4
 """So many tensors of one cotangent's size are held at a time."""
 
@@ -58,47 +60,60 @@ class Products:
         way = self._way(upper, lower)
         samples, start = crops.samples.tolist(), 0
         while start < len(crops):
-            part = slice(start, self._end(start, samples, way, lower))
-            some = crops.select(torch.arange(part.start, part.stop, device=crops.values.device))
-            pulled = (
-                None
-                if way is None
-                else self._cropped(way, upper, some, lower, None if wanted is None else wanted[part])
-            )
-            if pulled is None:
-                way, pulled = None, self._full(upper, some, lower)
+            rows = slice(start, self._end(start, samples, way, lower))
+            some = crops.select(rows)
+            found = None if way is None else self._cropped(way, upper, some, lower, wanted if wanted is None else wanted[rows])
+            if found is None:
+                way, found = None, [(slice(0, len(some)), self._full(upper, some, lower))]
                 if lower in self.frozen.inputs:
                     self._account(upper, some)
-            yield part, pulled
-            start = part.stop
+            for part, pulled in found:
+                yield slice(start + part.start, start + part.stop), pulled
+            start = rows.stop
 
-    def _cropped(self, way: Way, upper: Layer, crops: Crops, lower: Layer, wanted: Wanted) -> Crops | None:
+    def _cropped(self, way: Way, upper: Layer, crops: Crops, lower: Layer, wanted: Wanted) -> Pieces | None:
         """The products in windows; None where that is not possible, or does not stand the test."""
-        biases: list[Tensor] = []
         try:
-            pulled = way.pull(crops, wanted, biases)
+            parts = [*way.pull(crops, wanted)]
         except NotCropped:
             return None
         if (lower,) == self.frozen.inputs:
-            below, above = torch.stack([pulled.dot(lower.output), *biases]).sum(0), crops.dot(upper.output)
+            below = torch.cat([part.found.dot(lower.output) + part.biases for part in parts], 1)
+            above = crops.dot(upper.output)
             stands = bool(((below[0] - above[0]).abs() <= self.frozen.tolerance * (below[1] + above[1])).all())
         elif wanted is None:
-            stands = self._agree(upper, crops, lower, pulled)
+            stands = self._agree(upper, crops, lower, parts)
         else:
-            alike = [(wanted == wanted[k]).all(1).nonzero()[:, 0] for k in {0, len(crops) // 2, len(crops) - 1}]
-            stands = all(self._agree(upper, crops.select(k), lower, pulled.select(k)) for k in alike)
-        return pulled if stands else None
+            alike = [(wanted == wanted[k]).all(1) for k in {0, len(crops) // 2, len(crops) - 1}]
+            stands = all(self._agree(upper, crops, lower, parts, rows) for rows in alike)
+        return [(part.rows, part.found) for part in parts] if stands else None
 
-    def _agree(self, upper: Layer, crops: Crops, lower: Layer, pulled: Crops) -> bool:
-        """Whether the sum of products of the same channels, each over its size, is the full product of that sum."""
-        sizes = pulled.values.abs().reshape(len(pulled), -1).amax(1)
+    def _agree(
+        self, upper: Layer, crops: Crops, lower: Layer, parts: Sequence[Part], alike: Bool[Tensor, " N"] | None = None
+    ) -> bool:
+        """Whether the sum of products, or of those that are alike, each over its size, is the full product of that sum.
+
+        Args:
+            upper: where the cotangents stand.
+            crops: the cotangents.
+            lower: the layer below.
+            parts: the products.
+            alike: those with the same channels, where channels are named.
+        """
+        sizes = torch.cat([part.found.values.abs().reshape(len(part.found), -1).amax(1) for part in parts])
         factors = random_signs(len(crops), sizes) / torch.where(sizes > 0, sizes, crops.values.abs().amax())
+        rows = slice(None) if alike is None else alike.nonzero()[:, 0]
         above, below = torch.zeros_like(upper.output), torch.zeros_like(lower.output)
-        crops.sum_into(above, factors.to(above.dtype))
-        pulled.sum_into(below, factors)
+        crops.select(rows).sum_into(above, factors[rows].to(above.dtype))
+        channels = None
+        for part in parts:
+            mine = rows if alike is None else alike[part.rows].nonzero()[:, 0]
+            found = part.found.select(mine)
+            found.sum_into(below, factors[part.rows][mine])
+            channels = found.channels[0] if found.channels is not None and len(found) else channels
         (full,) = self.frozen.vjp({upper: above}, [lower])
-        if pulled.channels is not None:
-            full, below = full[:, pulled.channels[0]], below[:, pulled.channels[0]]
+        if channels is not None:
+            full, below = full[:, channels], below[:, channels]
         return bool((full - below).abs().amax() <= self.frozen.tolerance * len(crops) ** 0.5)
 
     def _account(self, upper: Layer, crops: Crops) -> None:
