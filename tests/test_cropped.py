@@ -12,8 +12,9 @@ from torch import nn
 from asserts import assert_close, weighted
 from nets import Lambda, example, randomise
 from relupath import Path, freeze, linear_model, linear_models
-from relupath._cropped import NotCropped, Way
+from relupath._cropped import NotCropped
 from relupath._crops import Crops
+from relupath._way import Way
 
 ROUNDING = 1e-12
 CHANNELS = 4

@@ -27,9 +27,10 @@ from relupath import (
     logit,
     neurons,
 )  # fmt: skip
-from relupath._cropped import OPERATIONS, Way
+from relupath._cropped import OPERATIONS
 from relupath._memory import MOST, at_once
 from relupath._products import Products
+from relupath._way import Way
 from relupath.errors import PathError, UnknownLayerError
 
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-4}

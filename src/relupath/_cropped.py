@@ -1,9 +1,9 @@
-"""Products of cotangents that live on few places: carried down the graph in windows of their receptive field."""
+"""What the operations of the autograd graph do to cotangents that live on few places, in windows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -11,12 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ._crops import Crops, added
-from ._frozen import Frozen
-from ._memory import in_cache
-from ._segments import route
-from ._sources import refuse_changed
-from ._units import Layer
+from ._crops import Crops
 
 Place: TypeAlias = tuple[Any, int]
 """A tensor of the recorded pass: the node of the autograd graph that gave it, and the number of the output."""
@@ -29,150 +24,22 @@ class NotCropped(Exception):
     """Raised where an operation mixes all places, or is none of those that windows go through."""
 
 
-@dataclass
-class Part:
-    """Some of the cotangents on their way down.
-
-    Attributes:
-        rows: which they are.
-        found: the products, once they are down.
-        biases: what the constants on the way add to each ``<cotangent, upper>``, and the sum of the terms' sizes.
-        met: what the places below have got so far.
-        position: the number of the node that comes next.
-    """
-
-    rows: slice
-    found: Crops
-    biases: Float[Tensor, "2 n"]
-    met: dict[Place, list[Crops]]
-    position: int = 0
-
-    def split(self, most: int) -> list[Part]:
-        """The same in parts of so many cotangents."""
-        first, count = self.rows.start, self.biases.shape[1]
-        parts = []
-        for start in range(0, count, most):
-            some = slice(start, min(start + most, count))
-            met = {place: [crops.select(some) for crops in every] for place, every in self.met.items()}
-            rows = slice(first + some.start, first + some.stop)
-            parts.append(Part(rows, self.found, self.biases[:, some], met, self.position))
-        return parts
-
-
-class Way:
-    """The way from one layer down to a lower one that it depends on.
-
-    Args:
-        frozen: the recorded network.
-        upper: where the cotangents stand.
-        lower: the layer below.
-
-    Attributes:
-        largest: the most bytes that one cotangent took on the way so far.
-        together: the most bytes of cotangents that go down at once.
-
-    Raises:
-        ModelError: a constant was changed since the network was frozen.
-        NotCropped: nothing leads down, or on the way an operation mixes all places.
-    """
-
-    def __init__(self, frozen: Frozen, upper: Layer, lower: Layer) -> None:
-        self.frozen, self.start, self.goal = frozen, _place(upper), _place(lower)
-        self.nodes = sorted(route(upper.edge, lower.edge), key=lambda node: -node._sequence_nr())
-        self.on_way = set(self.nodes)
-        self.largest = 0
-        self.together = in_cache(frozen.output.device)
-        refuse_changed(frozen.sources)
-        self.constants: dict[Place, list[Tensor]] = {}
-        for source in frozen.sources:
-            self.constants.setdefault((source.edge.node, source.edge.output_nr), []).append(source.constant)
-        known = all(node.name() in OPERATIONS for node in self.nodes)
-        if len(upper.shape) != 3 or not self.nodes or not known:
-            raise NotCropped
-
-    def pull(self, crops: Crops, wanted: Channels = None) -> Iterator[Part]:
-        """Vector-Jacobian products, ``(d upper / d lower)^T cotangent``, in windows.
-
-        They come part by part: where cotangents outgrow what a processor keeps at hand, some go down before the others.
-
-        Args:
-            crops: the cotangents.
-            wanted: the only channels of the lower layer that are looked at afterwards; None: all.
-
-        Raises:
-            NotCropped: an operation is of a kind that windows do not go through.
-        """
-        narrow = self._narrow() if wanted is not None else {}
-        todo = [Part(slice(0, len(crops)), crops, crops.values.new_zeros(2, len(crops)), {self.start: [crops]})]
-        while todo:
-            part = todo.pop()
-            with self.frozen.lock, torch.no_grad():
-                several = self._down(part, None if wanted is None else wanted[part.rows], narrow)
-            if several:
-                todo += reversed(several)
-            else:
-                yield part
-
-    def _down(self, part: Part, wanted: Channels, narrow: Mapping[Place, bool]) -> Sequence[Part]:
-        """Carry a part down; gives those in which it goes on where it has become too large, else none."""
-        met = part.met
-        for part.position in range(part.position, len(self.nodes)):
-            node = self.nodes[part.position]
-            if (node, 0) not in met:
-                raise NotCropped
-            above = added(met.pop((node, 0))).simplest()
-            most = max(1, self.together // above.bytes_each)
-            if len(above) > most:
-                return replace(part, met=met | {(node, 0): [above]}).split(most)
-            for constant in self.constants.get((node, 0), []):
-                part.biases += above.dot(constant)
-            channels = [wanted if narrow.get(place, False) else None for place in node.next_functions]
-            pulled = OPERATIONS[node.name()](node, above, channels[0])
-            for place, lower, some in zip(node.next_functions, pulled, channels, strict=False):
-                if not self._leads(place):
-                    continue
-                if lower.shape != _shape(place):
-                    raise NotCropped
-                lower = lower.with_values(lower.values.to(_metadata(place).dtype))
-                self.largest = max(self.largest, lower.bytes_each)
-                met.setdefault(place, []).append(lower if some is None else lower.of_channels(some))
-        if self.goal not in met:
-            raise NotCropped
-        found = added(met[self.goal])
-        part.found = found if wanted is None else found.of_channels(wanted)
-        return ()
-
-    def _leads(self, place: Place) -> bool:
-        return place == self.goal or place[0] in self.on_way
-
-    def _narrow(self) -> dict[Place, bool]:
-        """For each place on the way, whether all below it keeps the channels apart."""
-        found: dict[Place, bool] = {self.goal: True}
-        for node in reversed(self.nodes):
-            lower = [place for place in node.next_functions if self._leads(place)]
-            found[node, 0] = node.name() in KEEP_CHANNELS and all(found.get(place, False) for place in lower)
-        return found
-
-
-def _place(layer: Layer) -> Place:
-    return layer.edge.node, layer.edge.output_nr
-
-
-def _metadata(place: Place) -> Any:
+def metadata(place: Place) -> Any:
     """What autograd knows of the tensor at a place: shape, dtype and device."""
     return place[0]._input_metadata[place[1]]
 
 
-def _shape(place: Place) -> tuple[int, ...]:
-    return tuple(_metadata(place).shape)[1:]
+def shape_of(place: Place) -> tuple[int, ...]:
+    """The shape of the tensor at a place, without the batch axis."""
+    return tuple(metadata(place).shape)[1:]
 
 
 def _signal(node: Any) -> tuple[int, ...]:
     """The shape of the first argument, without the batch axis."""
     place = node.next_functions[0]
-    if place[0] is None or len(_shape(place)) != 3:
+    if place[0] is None or len(shape_of(place)) != 3:
         raise NotCropped
-    return _shape(place)
+    return shape_of(place)
 
 
 def _signed(number: int) -> int:
@@ -201,7 +68,7 @@ def _slope(node: Any, crops: Crops, wanted: Channels) -> Pulled:
 
 def _elementwise(node: Any, crops: Crops, wanted: Channels) -> Pulled:
     """The slopes are what autograd gives for ones."""
-    place = _metadata((node, 0))
+    place = metadata((node, 0))
     slopes = node(torch.ones(tuple(place.shape), dtype=place.dtype, device=place.device))
     slopes = slopes if isinstance(slopes, tuple) else (slopes,)
     return [crops if slope is None else crops.with_values(crops.values * crops.take(slope)) for slope in slopes]
@@ -210,7 +77,7 @@ def _elementwise(node: Any, crops: Crops, wanted: Channels) -> Pulled:
 def _cat(node: Any, crops: Crops, wanted: Channels) -> Pulled:
     if _signed(node._saved_dim) not in (1, -3):
         raise NotCropped
-    sizes = [None if place[0] is None else _shape(place)[0] for place in node.next_functions]
+    sizes = [None if place[0] is None else shape_of(place)[0] for place in node.next_functions]
     if sizes.count(None) > 1:  # constants, whose sizes are not kept; that of one follows
         raise NotCropped
     rest = crops.shape[0] - sum(size for size in sizes if size is not None)

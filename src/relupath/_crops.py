@@ -64,7 +64,7 @@ class Crops:
         _, channels, height, width = of.shape
         if self.channels is None and (height, width) == (1, 1):
             return of[samples]
-        if self.channels is None and min(height, width) > 1:
+        if self.corners is not None and self.channels is None and min(height, width) > 1:
             return _windows(of, samples, self.corners, self.values.shape[2:])
         rows, columns = self.rows()
         rows = rows.clamp(0, height - 1) if height > 1 else torch.zeros_like(rows[:, :1])
@@ -198,10 +198,11 @@ class Crops:
 
     def sum_into(self, total: Float[Tensor, "B *shape"], factors: Float[Tensor, " N"]) -> None:
         """Add the cotangents, each times a factor, to those of their samples."""
-        values = self.values * factors.view(-1, *[1] * (self.values.ndim - 1))
         if self.corners is None and self.channels is None:
-            total.index_add_(0, self.samples, values)
+            mine = (self.samples == torch.arange(len(total), device=total.device)[:, None]) * factors
+            total += (mine @ self.values.flatten(1)).view(total.shape)
             return
+        values = self.values * factors.view(-1, *[1] * (self.values.ndim - 1))
         total.index_put_(self._places(), values, accumulate=True)
 
     def _last(self) -> Int[Tensor, "N 2"]:

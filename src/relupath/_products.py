@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._cropped import NotCropped, Part, Way
+from ._cropped import NotCropped
 from ._crops import Crops
 from ._frozen import Frozen
 from ._units import Layer
+from ._way import Part, Way
 
 Wanted: TypeAlias = Int[Tensor, "N c"] | None
 """The channels that are looked at of each product; None: all."""
@@ -61,8 +62,8 @@ class Products:
         samples, start = crops.samples.tolist(), 0
         while start < len(crops):
             rows = slice(start, self._end(start, samples, way, lower))
-            some = crops.select(rows)
-            found = None if way is None else self._cropped(way, upper, some, lower, wanted if wanted is None else wanted[rows])
+            some, channels = crops.select(rows), None if wanted is None else wanted[rows]
+            found = None if way is None else self._cropped(way, upper, some, lower, channels)
             if found is None:
                 way, found = None, [(slice(0, len(some)), self._full(upper, some, lower))]
                 if lower in self.frozen.inputs:
@@ -100,7 +101,7 @@ class Products:
             parts: the products.
             alike: those with the same channels, where channels are named.
         """
-        sizes = torch.cat([part.found.values.abs().reshape(len(part.found), -1).amax(1) for part in parts])
+        sizes = torch.cat([torch.linalg.vector_norm(part.found.values.flatten(1), torch.inf, 1) for part in parts])
         factors = random_signs(len(crops), sizes) / torch.where(sizes > 0, sizes, crops.values.abs().amax())
         rows = slice(None) if alike is None else alike.nonzero()[:, 0]
         above, below = torch.zeros_like(upper.output), torch.zeros_like(lower.output)
@@ -135,12 +136,13 @@ class Products:
             return self.frozen.vjps(cotangents, to)
         rows = v.flatten(0, 1)
         live = rows.flatten(1).any(1).nonzero()[:, 0]
-        found = rows.new_zeros(len(rows), *lower.shape)
+        all_live = len(live) == len(rows)
+        found = rows.new_empty(len(rows), *lower.shape) if all_live else rows.new_zeros(len(rows), *lower.shape)
         if not len(live):
             return [found.view(*v.shape[:2], *lower.shape)]
-        crops = Crops(rows[live], upper.shape, live % len(v[0])).shrunk()
+        crops = Crops(rows if all_live else rows[live], upper.shape, live % len(v[0])).shrunk()
         for part, pulled in self.parts(upper, crops, lower):
-            found[live[part]] = pulled.dense().to(found.dtype)
+            found[part if all_live else live[part]] = pulled.dense()
         return [found.view(*v.shape[:2], *lower.shape)]
 
     def _way(self, upper: Layer, lower: Layer) -> Way | None:

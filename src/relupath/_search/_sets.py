@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._linear import column, inner, model_from, scale_of
+from .._linear import inner, model_from, scale_of
 from .._partitions import Partition
 from .._paths import Path, Step
 from .._units import Layer, Unit
@@ -39,16 +41,55 @@ def descend(
     return descent.end()
 
 
+@dataclass(frozen=True)
+class _Front:
+    """Cotangents of K functionals at a layer, zero but at some of its neurons.
+
+    Attributes:
+        layer: the layer.
+        places: numbers of neurons, counted through all samples.
+        values: the cotangents there.
+    """
+
+    layer: Layer
+    places: Int[Tensor, " n"]
+    values: Float[Tensor, "K n"]
+
+    @classmethod
+    def cut(cls, layer: Layer, cotangents: Float[Tensor, "K B ..."], mask: Bool[Tensor, "B ..."]) -> _Front:
+        """The cotangents within a mask."""
+        places = mask.reshape(-1).nonzero()[:, 0]
+        values = cotangents.reshape(len(cotangents), -1)[:, places]
+        live = values.ne(0).any(0).nonzero()[:, 0]
+        return cls(layer, places[live], values[:, live])
+
+    @property
+    def samples(self) -> Int[Tensor, " n"]:
+        """To which sample each neuron belongs."""
+        return self.places // math.prod(self.layer.shape)
+
+    def of(self, rows: Bool[Tensor, " B"]) -> _Front:
+        """What belongs to some samples."""
+        mine = rows[self.samples].nonzero()[:, 0]
+        return _Front(self.layer, self.places[mine], self.values[:, mine])
+
+    def dense(self) -> Float[Tensor, "K B ..."]:
+        """The cotangents with zeros between."""
+        shape = len(self.values), *self.layer.output.shape
+        whole = self.values.new_zeros(len(self.values), self.layer.output.numel())
+        return whole.index_copy_(1, self.places, self.values).view(shape)
+
+
 class _Descent:
     """Where the sets stand: cotangents of K functionals, masked by the sets, at the layers of a front.
 
-    Rows of samples that stand elsewhere are zero. All cotangents of a sample are divided by ``scale``.
+    All cotangents of a sample are divided by ``scale``.
     """
 
     def __init__(self, problem: Problem, gradients: Float[Tensor, "K B ..."]) -> None:
         frozen = problem.frozen
         self.problem = problem
-        self.front: dict[Layer, Tensor] = {frozen.top: gradients}
+        self.front = {frozen.top: _Front.cut(frozen.top, gradients, torch.ones_like(frozen.output, dtype=torch.bool))}
         self.scale = torch.ones_like(problem.functional.value, dtype=torch.float64)
         self.ends: dict[Layer, Tensor] = {frozen.top: torch.zeros_like(gradients[0])}
         self.sets: list[dict[str, tuple[Unit, ...]]] = [{} for _ in range(frozen.batch)]
@@ -63,19 +104,20 @@ class _Descent:
         layers = [layer for layer in level if any(layer in below[above] for above in self.front)]
         if not layers:
             return
-        leads = {above: v for above, v in self.front.items() if below[above] & set(layers)}
-        pulled = self.problem.products.several(leads, layers)
+        leads = {above: front for above, front in self.front.items() if below[above] & set(layers)}
+        pulled = self.problem.products.several({above: front.dense() for above, front in leads.items()}, layers)
         self.products += len(pulled[0])
         shares = [_scores(partitions[l], v * l.output) for l, v in zip(layers, pulled, strict=True)]
-        scores, chosen = self._choice(torch.cat(shares, 2), choose)
-        reached, goes = scores[0].ne(0).any(1), chosen.any(1)
+        scores = shares[0] if len(shares) == 1 else torch.cat(shares, 2)
+        reached, chosen = scores[0].ne(0).any(1), self._choice(scores, choose)
+        goes = chosen.any(1)
         self._stop(reached & ~goes, " or ".join(layer.name for layer in layers))
-        for above, v in leads.items():
-            self.front[above] = v * _row(~goes & ~reached, above)
+        for above in leads:
+            self.front[above] = self.front[above].of(~goes & ~reached)
         stay = [above for above in self.front if above not in leads]
         split = torch.split(chosen, [share.shape[2] for share in shares], 1)
         for layer, v, mine in zip(layers, pulled, split, strict=True):
-            self.front[layer] = v * (partitions[layer].mask(mine, layer.shape) & _row(goes, layer))
+            self.front[layer] = _Front.cut(layer, v, partitions[layer].mask(mine, layer.shape) & _row(goes, layer))
         for b in goes.nonzero()[:, 0].tolist():
             new = {l.name: _units(partitions[l], mine[b], l.shape) for l, mine in zip(layers, split, strict=True)}
             held = {l.name: self.sets[b][l.name] for l in stay if l.name in self.sets[b]}
@@ -83,20 +125,28 @@ class _Descent:
             self.steps[b].append(Step.over(Step(name, units) for name, units in self.sets[b].items()))
             named = " | ".join(name for name, units in new.items() if units)
             self.importance[b][named] = float(scores[0, b, chosen[b]].double().sum() * self.scale[b])
-        self.front = {layer: v for layer, v in self.front.items() if v.any()}
-        sizes = [v.abs().flatten(2).amax((0, 2)) for v in self.front.values()]
-        own = scale_of(torch.stack([torch.zeros_like(self.scale), *sizes]).amax(0))
-        self.scale = self.scale * own
-        self.front = {layer: v / column(own.to(v.dtype), v[0]) for layer, v in self.front.items()}
+        self._in_range()
 
-    def _choice(self, scores: Scores, choose: Choice) -> tuple[Scores, Bool[Tensor, "B units"]]:
-        """The contributions, and the chosen units, of which only those are looked at to which something comes."""
-        some = scores.ne(0).any(0).any(0).nonzero()[:, 0]
-        looked_at = scores[:, :, some].double() * self.scale[:, None]
+    def _in_range(self) -> None:
+        """Leave what nothing comes to; divide each sample's cotangents by their scale."""
+        self.front = {layer: front for layer, front in self.front.items() if len(front.places)}
+        sizes = torch.zeros_like(self.scale)
+        for front in self.front.values():
+            sizes.scatter_reduce_(0, front.samples, front.values.abs().amax(0).double(), "amax")
+        own = scale_of(sizes)
+        self.scale = self.scale * own
+        for layer, front in self.front.items():
+            values = front.values / own[front.samples].to(front.values.dtype)
+            self.front[layer] = replace(front, values=values)
+
+    def _choice(self, scores: Scores, choose: Choice) -> Bool[Tensor, "B units"]:
+        """The chosen units, of which only those are looked at to which something comes."""
+        some = scores.ne(0).flatten(0, 1).any(0).nonzero()[:, 0]
         chosen = torch.zeros_like(scores[0], dtype=torch.bool)
         if len(some):
+            looked_at = scores[:, :, some].double() * self.scale[:, None]
             chosen[:, some] = choose(looked_at) & looked_at[0].ne(0).any(1, keepdim=True)
-        return scores, chosen
+        return chosen
 
     def end(self) -> Found:
         """Pull the target's cotangents back to the input: the linear models of the sets."""
@@ -116,9 +166,11 @@ class _Descent:
 
     def _stop(self, rows: Bool[Tensor, " B"], where: str | None) -> None:
         """End the path of some samples where it stands."""
-        for layer, v in self.front.items():
-            self.ends[layer] = self.ends.get(layer, 0) + v[0] * _row(rows, layer)
-            self.front[layer] = v * _row(~rows, layer)
+        if not rows.any():
+            return
+        for layer, front in self.front.items():
+            self.ends[layer] = self.ends.get(layer, 0) + front.of(rows).dense()[0]
+            self.front[layer] = front.of(~rows)
         for b in rows.nonzero()[:, 0].tolist():
             if where is not None:
                 self.stopped[b] = f"no unit qualifies at {where}"

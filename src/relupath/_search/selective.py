@@ -62,9 +62,9 @@ class Selective(Search):
         excess = torch.where(compared[:, :, None], torch.expm1(scores - scores[0]), 0).sum(0)
         excess = excess / compared.sum(0)[:, None]
         gain = (-excess.log1p()).clamp(min=torch.finfo(scores.dtype).min).masked_fill((scores == 0).all(0), -torch.inf)
-        rank = gain.argsort(dim=1, descending=True, stable=True).argsort(1)
-        among = rank < (gain.shape[1] if self.width is None else self.width)
-        return (among & (gain > 0)) | (rank == 0)
+        best = gain.argsort(dim=1, descending=True, stable=True)[:, : self.width]
+        chosen = torch.zeros_like(gain, dtype=torch.bool).scatter_(1, best, gain.gather(1, best) > 0)
+        return chosen.scatter_(1, best[:, :1], True)
 
 
 def _functionals(
