@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,8 @@ from ._memory import at_once
 from ._partitions import Partition, neurons
 from ._paths import Path, Step
 from ._products import Products
-from ._sources import Source
+from ._routes import by_pass
+from ._sources import tallied
 from ._targets import TargetLike
 from ._tested import TOLERANCE
 from ._units import Layer
@@ -193,7 +194,8 @@ def decompose(
     gradient[sample] = functional.gradient[sample]
     weights, _ = frozen.accounted({frozen.top: gradient})
     path, whole = Path(target=functional.labels[sample]), float(functional.value[sample])
-    return tree.node("path", path, whole, [w[sample] for w in weights], _Split(tree, lambda: {frozen.top: gradient}))
+    mine = [w[sample] for w in weights]
+    return tree.node("path", path, whole, mine, _Split(tree, lambda: {frozen.top: gradient}, mine))
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,12 +232,23 @@ Front = dict[Layer, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
+class _Passing:
+    """The weights of the routes through a level; what constants above it add; value and weights of routes around it."""
+
+    weights: Sequence[Tensor]
+    entering: float
+    around: float = 0.0
+    routes: Sequence[Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class _Split:
     """How a node is split.
 
     Attributes:
         tree: the tree.
         front: gives the node's cotangents at the layers where its path stands, divided by the scale.
+        weights: the node's, divided by the scale.
         parts: the path's lowest step, by layer.
         at: the first level that has not been split yet.
         scale: what the cotangents were divided by; see ``scale_of``.
@@ -243,6 +256,7 @@ class _Split:
 
     tree: _Tree
     front: Callable[[], Front]
+    weights: Sequence[Tensor]
     parts: Mapping[str, Step] = field(default_factory=dict)
     at: int = 0
     scale: float = 1.0
@@ -253,36 +267,60 @@ class _Split:
         for at in range(self.at, len(tree.levels)):
             layers = [layer for layer in tree.levels[at] if any(layer in tree.below[above] for above in front)]
             leads = {above: v for above, v in front.items() if tree.below[above] & set(layers)}
-            pulled = dict(zip(layers, tree.frozen.vjp(leads, layers), strict=True))
+            with tree.frozen.lock, tallied(tree.frozen.sources) as constants:
+                pulled = dict(zip(layers, tree.frozen.vjp(leads, layers), strict=True))
             if any(bool((v * layer.output).any()) for layer, v in pulled.items()):
                 stays = {above: v for above, v in front.items() if above not in leads}
-                return self._level(node, front, pulled, stays, at)
+                passing = self._passing(front, pulled | stays, sum(map(float, constants.values())))
+                return self._level(node, pulled, stays, at, passing)
         return ()
 
-    def _level(self, node: Node, front: Front, pulled: Front, stays: Front, at: int) -> tuple[Node, ...]:
-        """The units of one level, the rest of it, and what does not pass it."""
+    def _passing(self, front: Front, through: Front, entering: float) -> _Passing:
+        """What passes a level, and what does not; where every route leads through it, the weights are the node's."""
         tree, frozen = self.tree, self.tree.frozen
-        through = pulled | stays
-        weights, tally = frozen.accounted(through)
+        value, xs = tree.value(front), [layer.output[tree.sample] for layer in frozen.inputs]
+        around = value - tree.value(through) - entering
+        sizes = [abs(value), abs(value - around), *_sizes(self.weights, xs)]
+        tiny = TOLERANCE[self.weights[0].dtype] * max(sizes)
+        if abs(around) <= tiny and not by_pass(front, through, frozen.inputs):
+            return _Passing(self.weights, entering)
+        (products, below), (_, above) = frozen.accounted(through), frozen.accounted(front)
+        weights = [w[tree.sample] for w in products]
+        entering = sum(float(term) for source, term in above.items() if source not in below)
+        around = value - tree.value(through) - entering
+        routes = [w - u for w, u in zip(self.weights, weights, strict=True)]
+        if max(abs(around), *_sizes(routes, xs)) <= tiny:
+            return _Passing(weights, entering)
+        return _Passing(weights, entering, around, routes)
+
+    def _level(self, node: Node, pulled: Front, stays: Front, at: int, passing: _Passing) -> tuple[Node, ...]:
+        """The units of one level, the rest of it, and what does not pass it."""
+        tree = self.tree
         chosen = self._best(pulled)
         fronts = [{layer: v * mask} for layer, mask, v in ((l, self._mask(l, [i]), pulled[l]) for l, i in chosen)]
         left = {l: v * ~self._mask(l, [i for m, i in chosen if m is l]) for l, v in pulled.items()} | stays
         parts = self._weights(fronts)
-        others = [whole[tree.sample] - sum(part) for whole, *part in zip(weights, *parts, strict=True)]
+        others = [whole - sum(part) for whole, *part in zip(passing.weights, *parts, strict=True)]
         children = []
         for (layer, index), mine, w in zip(chosen, fronts, parts, strict=True):
             step = Step(layer.name, tree.partitions[layer].units(index, layer.shape))
             path = Path((step, *node.path.steps), target=node.path.target)
             alone, own = _divided(mine)
-            split = _Split(tree, _compact(layer, alone[layer]), {layer.name: step}, at + 1, self.scale * own)
+            split = _Split(tree, _compact(layer, alone[layer]), [u / own for u in w], {layer.name: step}, at + 1,
+                           self.scale * own)  # fmt: skip
             children.append(tree.node("path", path, tree.value(mine), w, split, self.scale))
-        if self._counts(left, others, weights):
+        if self._counts(left, others, passing.weights):
             steps = self._rest(pulled, stays, chosen)
             path = Path((Step.over(steps.values()), *node.path.steps), target=node.path.target)
             rest, own = _divided(left)
-            split = _Split(tree, lambda: rest, steps, at + 1, self.scale * own)
+            split = _Split(tree, lambda: rest, [u / own for u in others], steps, at + 1, self.scale * own)
             children.append(tree.node("rest", path, tree.value(left), others, split, self.scale))
-        return (*children, *self._remainder(node, front, through, weights, tally))
+        if passing.entering:
+            nothing = [torch.zeros_like(w) for w in passing.weights]
+            children.append(tree.node("bias", node.path, passing.entering, nothing, scale=self.scale))
+        if passing.routes is not None:
+            children.append(tree.node("by-pass", node.path, passing.around, passing.routes, scale=self.scale))
+        return tuple(children)
 
     def _best(self, pulled: Front) -> list[tuple[Layer, int]]:
         """Layer and number of the units of the largest |value| on a level."""
@@ -321,7 +359,7 @@ class _Split:
         """Whether a front has more than round-off to give."""
         pairs = zip(weights, whole, strict=True)
         return any(bool((v * layer.output)[self.tree.sample].any()) for layer, v in front.items()) or any(
-            bool(w.abs().max() > TOLERANCE[w.dtype] * (every[self.tree.sample] - w).abs().max()) for w, every in pairs
+            bool(w.abs().max() > TOLERANCE[w.dtype] * (every - w).abs().max()) for w, every in pairs
         )
 
     def _rest(self, pulled: Front, stays: Front, chosen: Sequence[tuple[Layer, int]]) -> dict[str, Step]:
@@ -333,24 +371,10 @@ class _Split:
             steps[layer.name] = Step(layer.name, tuple(units), but=True)
         return steps
 
-    def _remainder(
-        self, node: Node, front: Front, through: Front, weights: Sequence[Tensor], tally: Mapping[Source, Tensor]
-    ) -> Iterator[Node]:
-        """What does not pass the level: the constants that enter above it, and the routes around it."""
-        tree = self.tree
-        everything, all_ = tree.frozen.accounted(front)
-        nothing = [torch.zeros_like(w[tree.sample]) for w in weights]
-        entering = sum(float(term) for source, term in all_.items() if source not in tally)
-        if entering:
-            yield tree.node("bias", node.path, entering, nothing, scale=self.scale)
-        value = tree.value(front) - tree.value(through) - entering
-        above, below = ([w[tree.sample] for w in some] for some in (everything, weights))
-        around = [w - u for w, u in zip(above, below, strict=True)]
-        xs = [layer.output[tree.sample] for layer in tree.frozen.inputs]
-        whole, part = ([float((w * x).abs().amax()) for w, x in zip(some, xs, strict=True)] for some in (above, around))
-        tiny = TOLERANCE[weights[0].dtype] * max(map(abs, [tree.value(front), tree.value(through), *whole]))
-        if max(abs(value), *part) > tiny:
-            yield tree.node("by-pass", node.path, value, around, scale=self.scale)
+
+def _sizes(weights: Sequence[Tensor], xs: Sequence[Tensor]) -> list[float]:
+    """The largest |w x| of each input."""
+    return [float((w * x).abs().amax()) for w, x in zip(weights, xs, strict=True)]
 
 
 def _divided(front: Front) -> tuple[Front, float]:

@@ -15,6 +15,7 @@ from torch.autograd.graph import GradientEdge
 
 from ._frozen import AT_ONCE, Frozen
 from ._mixing import INPUT, TILE, Mixing, mixing
+from ._routes import route
 from ._simple import NotFactored, Of, Simple, Stretch, simple
 from ._units import Layer
 from .errors import PathError
@@ -343,25 +344,6 @@ def _only_mixing(above: GradientEdge, below: GradientEdge) -> Any | None:
     if len(found) > 1 or route(above, below, without=found[0]):
         raise NotFactored
     return found[0]
-
-
-def route(above: GradientEdge, below: GradientEdge, without: Any = None) -> list[Any]:
-    """The nodes on the routes from a place in the autograd graph down to another, that do not pass a given node."""
-    goal = below.node, below.output_nr
-    leads: dict[Any, bool] = {}
-    todo: list[Any] = [above.node] if (above.node, above.output_nr) != goal else []
-    while todo:
-        node = todo[-1]
-        lower = [place for place in node.next_functions if place[0] is not None and place != goal]
-        new = [] if node is without else [n for n, _ in lower if n not in leads]
-        if node not in leads and new:
-            leads[node] = False
-            todo += new
-            continue
-        todo.pop()
-        at_goal = any(place == goal for place in node.next_functions)
-        leads[node] = node is not without and (at_goal or any(leads[n] for n, _ in lower))
-    return [node for node, does in leads.items() if does]
 
 
 def rows(

@@ -13,7 +13,7 @@ from ._cropped import KEEP_CHANNELS, OPERATIONS, Channels, NotCropped, Place, me
 from ._crops import Crops, added
 from ._frozen import Frozen
 from ._memory import in_cache
-from ._segments import route
+from ._routes import route
 from ._sources import refuse_changed
 from ._units import Layer
 
