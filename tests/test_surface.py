@@ -21,7 +21,7 @@ from relupath import _gates, cli
 
 PACKAGE = FilePath(relupath.__file__).parent
 WORKBENCH = {"__init__", "images", "models", "draw", "runs", "report", "explorer", "cli", "creatures"}
-WORKBENCH |= {"origins", "explanations", "elsewhere", "_canvas", "_draw_tree", "_text", "__main__"}
+WORKBENCH |= {"bridges", "origins", "explanations", "elsewhere", "_canvas", "_draw_tree", "_text", "__main__"}
 FORBIDDEN = {"numpy", "PIL", "torchvision", "matplotlib", "timm", "click", "tqdm", "safetensors"}
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import creatures, draw, images, metrics, models, reach, runs
+    from . import bridges, creatures, draw, images, metrics, models, reach, runs
     from ._ablate import ablate, plausible
     from ._bias import bias_sources
     from ._decompose import Node, decompose
@@ -35,7 +35,7 @@ _HOME = {
     "path_mass": "_mass", "plausible": "_ablate",
 }  # fmt: skip
 _MODULES = ("creatures", "draw", "errors", "images", "models", "reach")
-_INNER = ("metrics", "runs")
+_INNER = ("bridges", "metrics", "runs")
 
 __version__ = version("relupath")
 __all__ = sorted([*_HOME, *_MODULES])
