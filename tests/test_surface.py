@@ -21,7 +21,18 @@ from relupath import _gates, cli
 
 PACKAGE = FilePath(relupath.__file__).parent
 WORKBENCH = {"__init__", "images", "models", "draw", "runs", "report", "explorer", "cli", "creatures"}
-WORKBENCH |= {"bridges", "origins", "explanations", "elsewhere", "_canvas", "_draw_tree", "_text", "__main__"}
+WORKBENCH |= {
+    "bridges",
+    "origins",
+    "explanations",
+    "elsewhere",
+    "evaluation",
+    "_canvas",
+    "_draw_evaluation",
+    "_draw_tree",
+    "_text",
+    "__main__",
+}
 FORBIDDEN = {"numpy", "PIL", "torchvision", "matplotlib", "timm", "click", "tqdm", "safetensors"}
 
 
@@ -213,6 +224,7 @@ def test_the_readmes_commands_parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("photo.jpg", "other.jpg", "mine.safetensors", "squeezenet.safetensors"):
         FilePath(name).touch()
+    FilePath("photos").mkdir()
     lines = re.findall(r"^relupath (.*)$|`relupath (layers .*?)`", README, re.MULTILINE)
     commands = [shlex.split(a or b, comments=True) for a, b in lines]
     assert len(commands) >= 4

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .elsewhere import Elsewhere
+    from .evaluation import Evaluation
     from .explanations import Explanation, Layers, Row
 
 
@@ -108,6 +109,26 @@ def matrices(found: Elsewhere) -> str:
         lines += ["", title, f"{'':<40}" + "".join(f"{number:>11}" for number in range(1, len(names) + 1))]
         for name, target, row in zip(names, found.targets, values.tolist(), strict=True):
             lines.append(f"  {name:<21}{_cut(target, 16):<17}" + "".join(f"{_number(value):>11}" for value in row))
+    return "\n".join(lines)
+
+
+def faithfulness(found: Evaluation) -> str:
+    """Means over the pictures with their intervals, an arrow where it is better, the control last, as text."""
+    said = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}"}
+    figures = found.to_dict()["figures"]
+    arrows = {figure["measure"]: said[figure["better"]] for figure in figures}
+    lines = [f"{found.model} on {len(found.pictures)} pictures: areas under the curves, means and 95 % intervals", ""]
+    lines.append(f"{'method':<14}" + "".join(f"{f'{name} {arrow}':<26}" for name, arrow in arrows.items()).rstrip())
+    for method in found.methods:
+        cells = [f"{f['mean']:.3f}  {f['low']:.3f} to {f['high']:.3f}" for f in figures if f["method"] == method]
+        lines.append(f"{method:<14}" + "".join(f"{cell:<26}" for cell in cells).rstrip())
+    for method, count in zip(found.methods, found.empty, strict=True):
+        if count:
+            lines += [
+                "",
+                f"{method}: all zero at {count} of {len(found.pictures)} pictures: pixels are at random there",
+            ]
+    lines += ["", "\N{UPWARDS ARROW} higher is better, \N{DOWNWARDS ARROW} lower is better; random is the control"]
     return "\n".join(lines)
 
 

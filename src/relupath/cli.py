@@ -56,21 +56,32 @@ LOADING = (
 )
 
 
-def loading(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of every command that loads a model and pictures."""
-    for option in reversed(LOADING):
-        command = option(command)
-    return command
+def given(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """A decorator that gives a command some options."""
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorated
 
 
 SCENES = click.option(
     "--scene", type=click.IntRange(min=0), help="Without a photo: the seed of the scene that is drawn."
 )
-SEARCHES = ("greedy", "selective", "mass", "beam", "best-first", "exact")
-SEARCHING = (
-    click.option(
-        "--search", type=click.Choice(SEARCHES), default="greedy", show_default=True, help="How to find paths."
-    ),
+SEARCHES = {
+    "greedy": ("Greedy", ()),
+    "selective": ("Selective", ("width", "classes")),
+    "mass": ("Mass", ("share",)),
+    "beam": ("Beam", ("k",)),
+    "best-first": ("BestFirst", ("budget",)),
+    "exact": ("Exact", ("k",)),
+}
+"""Each search's class, and the options that it takes."""
+STRATEGY = (
+    click.option("--layers", help="Layers for the path: names separated by commas, or every:K.  [default: all]"),
+    click.option("--depth", type=click.IntRange(min=1), help="Use only so many layers from the top."),
     click.option("--width", type=int, help="selective: at most so many units a level.  [default: 64]"),
     click.option("--classes", type=int, help="selective: how many classes are compared.  [default: 10]"),
     click.option("--share", type=float, help="mass: share of the positive contribution.  [default: 0.5]"),
@@ -82,6 +93,12 @@ SEARCHING = (
         show_default=True,
         help="What counts as one unit: neurons, channels, locations or heads:N.",
     ),
+)
+SEARCHING = (
+    click.option(
+        "--search", type=click.Choice([*SEARCHES]), default="greedy", show_default=True, help="How to find paths."
+    ),
+    *STRATEGY,
     click.option("--gap", is_flag=True, help="Also say how far greedy is from the exact best path."),
     click.option("--ablate", is_flag=True, help="Also run the model without each path's units."),
     click.option("--tree", is_flag=True, help="Print the decision as a sum of paths; draws another figure, *.tree.*"),
@@ -90,24 +107,15 @@ SEARCHING = (
 )
 
 
-def searching(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say how paths are looked for."""
-    for option in reversed(SEARCHING):
-        command = option(command)
-    return command
-
-
 @main.command()
 @click.argument("photo", required=False, type=EXISTING)
 @click.option("--model", default="creatures", show_default=True, help=MODEL)
 @click.option("--against", help="Class to compare with, by number or name.  [default: the best other one]")
-@click.option("--layers", help="Layers for the path: names separated by commas, or every:K.  [default: all]")
-@click.option("--depth", type=click.IntRange(min=1), help="Use only so many layers from the top.")
-@searching
+@given(SEARCHING)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
 @click.option("--bare", is_flag=True, help="Leave the photo out of the figure: maps and numbers only.")
 @click.option("--bias", is_flag=True, help="Also say which layers' biases decide; draws another figure, *.bias.*")
-@loading
+@given(LOADING)
 @SCENES
 def explain(photo: Path | None, output: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
     """Say why the network decided as it did on PHOTO, and what speaks for the next best class.
@@ -143,7 +151,7 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
 @main.command()
 @click.argument("model", default="creatures")
 @click.argument("photo", required=False, type=EXISTING)
-@loading
+@given(LOADING)
 @SCENES
 def layers(photo: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
     """List the layers of MODEL: shapes, neurons, open gates, and where its bias enters.
@@ -164,7 +172,7 @@ def layers(photo: Path | None, json_path: Path | None, quiet: bool, **options: A
 @click.option("--model", default="creatures", show_default=True, help=MODEL)
 @click.option("--paths", type=EXISTING, help="Also apply the target's paths in this file, written by explain --json.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
-@loading
+@given(LOADING)
 def elsewhere(
     photos: tuple[Path, ...],
     paths: Path | None,
@@ -193,6 +201,64 @@ def elsewhere(
         click.echo(f"wrote {written}")
 
 
+@main.command()
+@click.argument("photos", nargs=-1, required=True, type=EXISTING)
+@click.option("--model", default="creatures", show_default=True, help=MODEL)
+@click.option(
+    "--search",
+    "searches",
+    type=click.Choice([*SEARCHES]),
+    multiple=True,
+    default=[*SEARCHES][:-1],
+    help="A search to measure; more than once for several.  [default: all but exact]",
+)
+@given(STRATEGY)
+@click.option("--by-channel", is_flag=True, help="Also sort the channels apart, as the paper's authors do.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="The areas, photo by photo.")
+@given(LOADING)
+def evaluate(
+    photos: tuple[Path, ...],
+    searches: tuple[str, ...],
+    output: Path | None,
+    csv_path: Path | None,
+    json_path: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Measure insertion and deletion of our maps, simple baselines and a random control on PHOTOS.
+
+    PHOTOS are pictures and folders of pictures. W x is the linear model of the whole network, a search the sum over
+    its paths.
+    """
+    output = output or Path(f"{photos[0].resolve().stem}.evaluated.png")
+    csv_path = csv_path or output.with_suffix(".csv")
+    with _spoken():
+        files.writable(output, (".png", ".pdf", ".svg"))
+        pictures = files.pictures(photos)
+        if output.exists() and any(output.samefile(picture) for picture in pictures):
+            raise UsageError(f"the figure would overwrite the photo {output}: name another file with -o")
+        plans = {name: _plan({**options, "search": name, "others": searches}) for name in dict.fromkeys(searches)}
+        with (
+            _progress(quiet) as progress,
+            _json(json_path) as write,
+            _draft(csv_path, ".csv") as write_csv,
+        ):
+            module = import_module(".evaluation", __package__)
+            classifier = _classifier(options, progress, ())
+            read = (relupath.images.read(picture) for picture in pictures)
+            found = module.evaluate(classifier, read, plans, options["target"], options["by_channel"], progress)
+            progress("drawing")
+            write(found.to_dict())
+            write_csv(found.to_csv())
+            relupath.draw.save(relupath.draw.evaluation_figure(found), output)
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(_text.faithfulness(found))
+    for written in filter(None, (output, csv_path, json_path)):
+        click.echo(f"wrote {written}")
+
+
 def _plan(options: dict[str, Any]) -> Plan:
     """The options in objects.
 
@@ -201,16 +267,15 @@ def _plan(options: dict[str, Any]) -> Plan:
         PathError: a number is out of range.
     """
     search = options["search"]
-    taken = {"selective": ("width", "classes"), "mass": ("share",), "beam": ("k",), "exact": ("k",)}
-    mine = {**taken, "best-first": ("budget",)}.get(search, ())
+    kind, mine = SEARCHES[search]
+    searches = options.get("others", (search,))
     for name in ("width", "classes", "share", "k", "budget"):
-        if options[name] is not None and name not in mine:
-            raise UsageError(f"--{name} does not belong to --search {search}")
-    given = {name: options[name] for name in mine if options[name] is not None}
-    kinds = {"selective": "Selective", "mass": "Mass", "beam": "Beam", "best-first": "BestFirst", "exact": "Exact"}
+        if options[name] is not None and not any(name in SEARCHES[other][1] for other in searches):
+            raise UsageError(f"--{name} does not belong to --search {' and '.join(searches)}")
+    numbers = {name: options[name] for name in mine if options[name] is not None}
     if search == "exact":
-        given.setdefault("k", 8)
-    strategy = getattr(relupath, kinds.get(search, "Greedy"))(**given)
+        numbers.setdefault("k", 8)
+    strategy = getattr(relupath, kind)(**numbers)
     strategy.check()
     word, _, count = options["partition"].partition(":")
     if word == "heads" and count.isdecimal() and int(count):
@@ -219,12 +284,14 @@ def _plan(options: dict[str, Any]) -> Plan:
         partition = getattr(relupath, word)
     else:
         raise UsageError(f"no partition {options['partition']!r}: expected neurons, channels, locations or heads:N")
-    depth, width = options["tree_depth"], options["tree_width"]
-    if not options["tree"] and (depth or width):
+    depth, width = options.get("tree_depth"), options.get("tree_width")
+    if not options.get("tree") and (depth or width):
         raise UsageError("--tree-depth and --tree-width belong to --tree: give it too")
-    tree = (depth or 2, width or 4) if options["tree"] else None
+    tree = (depth or 2, width or 4) if options.get("tree") else None
     where = options["layers"], options["depth"]
-    return relupath.runs.Plan(strategy, partition, *where, options["ablate"], tree, options["gap"])
+    return relupath.runs.Plan(
+        strategy, partition, *where, options.get("ablate", False), tree, options.get("gap", False)
+    )
 
 
 def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str], None]) -> tuple[Classifier, Picture]:
@@ -269,17 +336,24 @@ def _spoken() -> Iterator[None]:
 
 
 @contextmanager
-def _json(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Writes numbers to a file that replaces an older one only if nothing fails; nowhere without a path."""
+def _draft(path: Path | None, ending: str) -> Iterator[Callable[[str], None]]:
+    """Writes text to a file that replaces an older one only if nothing fails; nowhere without a path."""
     if path is not None:
-        files.writable(path, (".json",))
+        files.writable(path, (ending,))
     with files.replacing(path) if path else nullcontext() as draft:
 
-        def write(numbers: dict[str, Any]) -> None:
+        def write(text: str) -> None:
             if draft is not None:
-                draft.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+                draft.write_text(text, encoding="utf-8")
 
         yield write
+
+
+@contextmanager
+def _json(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Writes numbers, as ``_draft`` writes text."""
+    with _draft(path, ".json") as write:
+        yield lambda numbers: write(json.dumps(numbers, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from ._canvas import CLIP, FAINT, INK, LINE, MARGIN, MINUS, bar, canvas, clip, cut, frame, overlay, photo, save, short
+from ._draw_evaluation import evaluation_figure
 from ._draw_tree import tree_figure
 from .elsewhere import Elsewhere
 from .explanations import Explanation, Part, Row
 
-__all__ = ["bias_figure", "elsewhere_figure", "figure", "save", "tree_figure"]
+__all__ = ["bias_figure", "elsewhere_figure", "evaluation_figure", "figure", "save", "tree_figure"]
 
 TILES = 16
 SIDE, GAP, HEADER, ROW = 2.35, 0.3, 1.15, 3.4  # inches

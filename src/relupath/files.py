@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Find pictures, and write files whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError, UsageError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+def pictures(places: Sequence[Path]) -> list[Path]:
+    """The files among some places, and the pictures in the folders among them and below, in order of their names.
+
+    Raises:
+        UsageError: a folder holds no picture.
+    """
+    found = []
+    for place in places:
+        if place.is_dir():
+            inside = (file for file in place.rglob("*") if file.is_file() and file.suffix.lower() in PICTURES)
+            some = sorted(file for file in inside if not file.name.startswith("."))
+            if not some:
+                raise UsageError(f"the folder {place} holds no picture ({', '.join(PICTURES)})")
+            found += some
+        else:
+            found.append(place)
+    return found
 
 
 def writable(path: Path, endings: Sequence[str]) -> None:
