@@ -70,7 +70,7 @@ def curve_twin(model, picture, c, order, inserting):
     return scores, area
 
 
-@pytest.mark.parametrize("batch", [1, 4, 100])
+@pytest.mark.parametrize("batch", [1, 4, None])
 @pytest.mark.parametrize("measure", [metrics.insertion, metrics.deletion])
 def test_curves_are_those_of_the_slow_twin(network, pictures, maps, measure, batch):
     classes = [2, 0, 3]
@@ -169,6 +169,19 @@ def test_batches_are_one_by_one(network, pictures, maps):
             order = metrics.ranks(maps[b : b + 1], 7 + b)
             alone = measure(network, pictures[b : b + 1], int(classes[b]), order)
             assert_close(alone.scores[0], together.scores[b])
+
+
+def test_of_large_pictures_few_are_run_at_a_time():
+    sizes = []
+
+    def model(x):
+        sizes.append(len(x))
+        return x.flatten(1)[:, :3]
+
+    for side in (10, 300):
+        metrics.deletion(model, torch.zeros(1, 3, side, side), 0, torch.arange(side**2)[None])
+    assert sizes[0] == 11
+    assert set(sizes[1:-1]) == {2**20 // (3 * 300**2)}
 
 
 def test_the_network_is_as_it_was(network, pictures, maps):

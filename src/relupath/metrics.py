@@ -20,6 +20,8 @@ __all__ = ["Curve", "Interval", "blur", "channel_ranks", "deletion", "insertion"
 WIDTH, SIGMA = 11, 5.0
 """The kernel of the blurred picture from which insertion starts: pixels a side, and standard deviation."""
 DRAWS = 2000
+AT_ONCE = {"cpu": 2**20}
+"""Input numbers in one batch: on a processor more at once is slower, as every step then asks for new memory."""
 
 Network = Callable[[Tensor], Tensor]
 Classes = int | Sequence[int] | Int[Tensor, " B"]
@@ -83,7 +85,7 @@ def deletion(
     x: Float[Tensor, "B C H W"],
     classes: Classes,
     order: Int[Tensor, "B pixels"],
-    batch: int = 32,
+    batch: int | None = None,
 ) -> Curve:
     """The score as the pixels become zero, one row of the picture's width a step, in the order given; lower is better.
 
@@ -94,7 +96,7 @@ def deletion(
         x: the pictures.
         classes: whose score, one for all pictures or one a picture.
         order: the place of every pixel, from ``ranks`` or ``channel_ranks``.
-        batch: how many pictures are run at a time.
+        batch: how many pictures are run at a time; None: as many small ones as are fast, few large ones.
 
     Raises:
         InputError: the order does not fit the pictures.
@@ -111,7 +113,7 @@ def insertion(
     x: Float[Tensor, "B C H W"],
     classes: Classes,
     order: Int[Tensor, "B pixels"],
-    batch: int = 32,
+    batch: int | None = None,
 ) -> Curve:
     """The score as the pixels come back into the blurred picture; higher is better.
 
@@ -187,13 +189,15 @@ def _places(values: Float[Tensor, "B C H W"], seed: int | Sequence[int]) -> Int[
     return torch.empty_like(mixed).scatter_(2, mixed.gather(2, sorted_), places)
 
 
-def _curve(model: Network, start: Tensor, finish: Tensor, classes: Classes, order: Tensor, batch: int) -> Curve:
+def _curve(model: Network, start: Tensor, finish: Tensor, classes: Classes, order: Tensor, batch: int | None) -> Curve:
     """The scores on the way from one picture to the other, some pictures of the way at a time."""
     samples, _, height, width = start.shape
     if order.shape != (samples, height * width):
         raise InputError(f"the order of the pixels has shape {list(order.shape)}, not {[samples, height * width]}")
     if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
         raise TrainingModeError("part of the model is in training mode: call model.eval() first")
+    if batch is None:
+        batch = max(1, AT_ONCE.get(start.device.type, 2**24) // start[0].numel())
     if batch < 1:
         raise InputError(f"batch must be at least 1; got {batch}")
     wanted = torch.tensor([classes] * samples if isinstance(classes, int) else [*classes], device=start.device)
