@@ -121,8 +121,8 @@ def machine() -> dict[str, object]:
 def main() -> None:
     """Run every network at every batch size; print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=["vgg16", "resnet50"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--networks", nargs="+", default=["vgg16", "resnet50", "convnext_tiny"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -137,12 +137,12 @@ def main() -> None:
                 classes = model(x).argmax(1)
             rows.append({"network": name, "batch": batch, **ratios(model, x, classes, options.repeats)})
     print(
-        f"{'network':<10}{'batch':>6}{'bare s':>9}{'linear_model':>15}{'memory':>14}{'algorithm 1':>14}{'memory':>14}"
+        f"{'network':<14}{'batch':>6}{'bare s':>9}{'linear_model':>15}{'memory':>14}{'algorithm 1':>14}{'memory':>14}"
     )
     for row in rows:
         linear, greedy = row["linear_model"], row["algorithm_1"]
         print(
-            f"{row['network']:<10}{row['batch']:>6}{row['bare']['seconds']:>9.3f}{linear['time']:>15.2f}"
+            f"{row['network']:<14}{row['batch']:>6}{row['bare']['seconds']:>9.3f}{linear['time']:>15.2f}"
             f"{linear['memory']:>7.2f} /{linear['memory_with_weights']:>5.2f}"
             f"{greedy['time']:>14.2f}{greedy['memory']:>7.2f} /{greedy['memory_with_weights']:>5.2f}"
         )
