@@ -175,8 +175,10 @@ def _gate(call: Call) -> Straight:
     (limit,) = torch.autograd.grad(start, zero)
     with torch.no_grad():
         y, start = pure(), start.detach()
-        near = 0.0 if not start else torch.finfo(h.dtype).eps ** 0.5
-        slope = torch.where(h.abs() <= near, limit, (y - start) / h)
+        if start:
+            slope = torch.where(h.abs() <= torch.finfo(h.dtype).eps ** 0.5, limit, (y - start) / h)
+        else:
+            slope = (y / h).masked_fill_(h == 0, limit[0])
     return Straight(written(call, WithSlope.apply(h, (y,), slope)), start if start else None)
 
 

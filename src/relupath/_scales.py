@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._calls import Call, written
 from ._marks import gating, mark_of
-from ._straight import NotAffine, Straight, WithSlope, valued
+from ._straight import Centred, NotAffine, Straight, WithSlope, valued
 
 
 def product(call: Call) -> Straight:
@@ -118,15 +118,16 @@ def normalised(call: Call) -> Straight:
         groups, axes, view = None, range(2, h.ndim), (-1, *[1] * (h.ndim - 2))
     if len(call.signals) != 1 or mark_of(bias) is not None:
         raise NotAffine("its weight or bias depends on the input")
-    grouped = h if groups is None else h.unflatten(1, (groups, -1))
-    centred = grouped - grouped.mean(tuple(axes), keepdim=True)
-    with torch.no_grad():
-        scale = torch.rsqrt(centred.square().mean(tuple(axes), keepdim=True) + eps)
-        y = call()
-    z = (centred * scale).reshape(h.shape)
-    z = z if weight is None else z * weight.view(view or weight.shape)
     constant = None if bias is None else bias.view(view or bias.shape)
-    return Straight(valued(z, y), constant)
+    shaped = weight if weight is None else weight.view(view or weight.shape)
+    with torch.no_grad():
+        if name == "layer_norm":
+            y, _, scale = torch.native_layer_norm(h, call.argument(1, "normalized_shape"), weight, bias, eps)
+        else:
+            grouped = h if groups is None else h.unflatten(1, (groups, -1))
+            centred = grouped - grouped.mean(tuple(axes), keepdim=True)
+            y, scale = call(), torch.rsqrt(centred.square().mean(tuple(axes), keepdim=True) + eps)
+    return Straight(Centred.apply(h, (y,), scale, shaped, tuple(axes), groups), constant)
 
 
 def _affine_arguments(call: Call, position: int) -> tuple[Any, Any, float]:

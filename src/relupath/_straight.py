@@ -41,6 +41,30 @@ class WithSlope(torch.autograd.Function):
         return grads[0] * slope.to(grads[0].dtype), None, None
 
 
+class Centred(torch.autograd.Function):
+    """Identity on the value ``y`` whose derivative with respect to ``h`` is that of ``(h - mean(h)) * scale * weight``.
+
+    The mean is taken over some axes, after the second axis has been cut into groups, where there are groups.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, y: tuple[Tensor], scale: Tensor, weight: Tensor | None, axes: tuple[int, ...],
+        groups: int | None,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(scale, weight)
+        ctx.axes, ctx.groups = axes, groups
+        return y[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scale, weight = ctx.saved_tensors
+        (g,) = grads
+        scaled = g * (1 if weight is None else weight.to(g.dtype))
+        grouped = (scaled if ctx.groups is None else scaled.unflatten(1, (ctx.groups, -1))).mul_(scale.to(g.dtype))
+        return (grouped.sub_(grouped.mean(ctx.axes, keepdim=True)).reshape(g.shape), *[None] * 5)
+
+
 def valued(straight: Tensor, value: Tensor) -> Tensor:
     """The value of the real operation with the derivative of its straight form."""
     output: Tensor = WithSlope.apply(straight, (value.detach(),), straight.new_ones(()))
