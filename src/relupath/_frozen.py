@@ -6,12 +6,10 @@ import difflib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
 from ._partitions import Partition, neurons, refuse_no_partitions
 from ._places import Operation
@@ -20,7 +18,7 @@ from ._record import Recorder
 from ._sources import Source, reduced, sum_and_size, tallied
 from ._targets import Functional, TargetLike, resolve
 from ._tested import imbalance
-from ._units import Layer
+from ._units import Layer, below, levels
 from .errors import (
     IncompleteError,
     ModelError,
@@ -214,31 +212,14 @@ class Frozen:
 
     def below(self, layers: Sequence[Layer]) -> dict[Layer, frozenset[Layer]]:
         """For the output and each of the layers, those of the layers on which it depends."""
-        layers = sorted(layers, key=self.layers.index)
-        places: dict[tuple[Any, int], list[Layer]] = {}
-        for layer in layers:
-            places.setdefault(_key(layer.edge), []).append(layer)
-        found: dict[Layer, frozenset[Layer]] = {}
-        for layer in [*layers, self.top]:
-            twins = places.get(_key(layer.edge), [])
-            direct = twins[: twins.index(layer)] if layer in twins else twins
-            if not direct:
-                direct = _nearest(layer.edge, places)
-            found[layer] = frozenset(direct).union(*(found[lower] for lower in direct))
-        return found
+        return below([*sorted(layers, key=self.layers.index), self.top])
 
     def levels(self, layers: Sequence[Layer]) -> tuple[tuple[Layer, ...], ...]:
         """Layers from the top down, those that do not depend on each other (branches of a concatenation) together.
 
         A layer's level is the length of the longest way from it up to the output, counted in layers.
         """
-        layers = sorted(layers, key=self.layers.index)
-        below, height = self.below(layers), dict.fromkeys(layers, 0)
-        for layer in reversed(layers):
-            for lower in below[layer]:
-                height[lower] = max(height[lower], height[layer] + 1)
-        count = max(height.values(), default=-1) + 1
-        return tuple(tuple(layer for layer in layers if height[layer] == h) for h in range(count))
+        return levels([*sorted(layers, key=self.layers.index), self.top])
 
     def check(self, target: TargetLike = None) -> Completeness:
         """Verify f(x) = <W, x> + b, with b summed over every constant of the network: b = sum <df/ds, s>.
@@ -377,23 +358,3 @@ class Frozen:
             f"the model was not understood: for {what} (relative error {error:.1e}, tolerance {self.tolerance:.0e}). "
             f"{culprit}"
         )
-
-
-def _key(edge: GradientEdge) -> tuple[Any, int]:
-    return edge.node, edge.output_nr
-
-
-def _nearest(edge: GradientEdge, places: Mapping[tuple[Any, int], list[Layer]]) -> list[Layer]:
-    """The layers met first on the ways from a place in the graph down to the input."""
-    found: list[Layer] = []
-    todo, seen = list(edge.node.next_functions), set()
-    while todo:
-        place = todo.pop()
-        if place[0] is None or place in seen:
-            continue
-        seen.add(place)
-        if place in places:
-            found += places[place]
-        else:
-            todo += place[0].next_functions
-    return found
