@@ -101,6 +101,7 @@ def freeze(
         modules=modules,
         tolerance=tolerance,
         writes_to_views=recorder.writes_to_views,
+        savings=recorder.savings,
         probe=Probe(run.recorded, run.plain, modules, choices, parameters_of(modules)),
     )
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
+from ._calls import storage_of
+from ._graph import below, levels, pulled
 from ._partitions import Partition, neurons, refuse_no_partitions
 from ._places import Operation
 from ._probe import Probe
 from ._record import Recorder
-from ._sources import Source, reduced, sum_and_size, tallied
+from ._saved import Savings
+from ._sources import Source, reduced, refuse_changed, sum_and_size, tallied
 from ._targets import Functional, TargetLike, resolve
 from ._tested import imbalance
-from ._units import Layer, below, levels
+from ._units import Layer
 from .errors import (
     IncompleteError,
     ModelError,
@@ -65,6 +70,7 @@ class Frozen:
         inputs: the explained inputs as layers, ``x``, or ``x0``, ``x1``, ... where there are several.
         operations: every operation that a signal went through, and how it is straight at the input.
         sources: every constant that is added to a signal.
+        released: the layers that were released, with the bytes of their values.
     """
 
     output: Float[Tensor, "B ..."]
@@ -77,6 +83,8 @@ class Frozen:
     tolerance: float = field(repr=False)
     writes_to_views: bool = field(repr=False)
     probe: Probe = field(repr=False)
+    savings: Savings = field(repr=False)
+    released: Mapping[str, int] = field(repr=False, default_factory=dict)
     lock: threading.RLock = field(repr=False, default_factory=threading.RLock)
 
     @property
@@ -92,7 +100,7 @@ class Frozen:
         """A hidden layer by name, position, module, or (module, number of the call from 1).
 
         Raises:
-            UnknownLayerError: there is none.
+            UnknownLayerError: there is none, or it was released.
         """
         if isinstance(which, Layer) and which in self.layers:
             return which
@@ -106,6 +114,9 @@ class Frozen:
         for layer in self.layers:
             if layer.name == name:
                 return layer
+        gone = which.name if isinstance(which, Layer) else name
+        if gone in self.released:
+            raise UnknownLayerError(f"layer {gone!r} was released: use the recording from before, or freeze again")
         names = [layer.name for layer in self.layers]
         close = difflib.get_close_matches(str(name), names, n=3) or names[:3]
         asked = type(module).__name__ if name is None else name
@@ -140,8 +151,8 @@ class Frozen:
             PathError: there is none, one is named twice, or one has another first axis.
             UnknownLayerError: a layer is not recorded.
         """
-        if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence)):
-            raise PathError(f"layers takes a list of layers, such as ['layer1']; got {layers!r}")
+        if layers is not None:
+            _refuse_no_list(layers)
         batched = [layer for layer in self.layers if len(layer.output) == self.batch]
         chosen = batched if layers is None else [self.layer_of_path(which) for which in layers]
         if not chosen:
@@ -171,13 +182,42 @@ class Frozen:
             chosen[layer].count(layer.shape)
         return chosen
 
+    def release(self, layers: Sequence[LayerLike]) -> Frozen:
+        """The same network at the same input without these layers for paths; it takes less memory.
+
+        The values of a released layer are no longer kept where no operation needs them; of a ReLU one byte a neuron
+        stays, whether it is open. Products, linear models and checks stay the same. For paths the values stay with this
+        recording: they are freed with the last reference to it.
+
+        Raises:
+            UnknownLayerError: there is no such layer.
+            PathError: layers is no list.
+            ModelError: the model was changed since.
+        """
+        _refuse_no_list(layers)
+        gone = {self.layer(which) for which in layers}
+        kept = tuple(layer for layer in self.layers if layer not in gone)
+        refuse_changed(self.sources)
+        before = list(itertools.accumulate((layer in kept for layer in self.layers), initial=0))
+        with self.lock:
+            self.savings.release({storage_of(layer.output) for layer in (*kept, *self.inputs, self.top)})
+        choices = self.probe.choices._replace(layers=frozenset(layer.name for layer in kept))
+        return replace(
+            self,
+            layers=kept,
+            sources=tuple(replace(source, layers=before[source.layers]) for source in self.sources),
+            probe=replace(self.probe, choices=choices),
+            released={**self.released, **{layer.name: layer.output.nbytes for layer in gone}},
+        )
+
     def vjp(
         self, cotangents: Mapping[Layer, Float[Tensor, "B ..."]], to: Sequence[Layer]
     ) -> list[Float[Tensor, "B ..."]]:
         """Vector-Jacobian products in the frozen network: sum of (d layer / d to)^T cotangent over the layers.
 
         Args:
-            cotangents: layers (``frozen.top`` is the output) with a cotangent of each one's shape.
+            cotangents: layers (``frozen.top`` is the output) with a cotangent of each one's shape. A sparse one is made
+                dense only where it starts, so that it is not held while the product goes on below.
             to: layers (or ``frozen.inputs``) below.
 
         Returns:
@@ -199,7 +239,7 @@ class Frozen:
         first = min((self.layers.index(layer) for layer in to if layer in self.layers), default=0)
         last = max(self.order(layer) for layer in cotangents)
         met = [*cotangents, *to, *self.layers[first:last]]
-        largest = max(layer.output.numel() * layer.output.element_size() for layer in met)
+        largest = max([*(layer.output.nbytes for layer in met), *self.released.values()])
         chunk = min(count, max(1, AT_ONCE // largest))
         parts = []
         for start in range(0, count, chunk):
@@ -311,15 +351,8 @@ class Frozen:
     def _pull(self, cotangents: Mapping[Layer, Tensor], to: Sequence[Layer], batched: bool) -> list[Tensor]:
         # Where the forward wrote to views, autograd fails on products that stop half way (CopySlices).
         down = [*to, *self.inputs] if self.writes_to_views else to
-        with self.lock, torch.inference_mode(False), torch.enable_grad():
-            grads = torch.autograd.grad(
-                [layer.edge for layer in cotangents],
-                [layer.edge for layer in down],
-                [cotangent.contiguous() for cotangent in cotangents.values()],
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=batched,
-            )
+        with self.lock:
+            grads = pulled(cotangents, [layer.edge for layer in down], batched)
         count = next(iter(cotangents.values())).shape[:batched]
         return [
             layer.output.new_zeros(*count, *layer.output.shape) if g is None else g
@@ -358,3 +391,8 @@ class Frozen:
             f"the model was not understood: for {what} (relative error {error:.1e}, tolerance {self.tolerance:.0e}). "
             f"{culprit}"
         )
+
+
+def _refuse_no_list(layers: object) -> None:
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        raise PathError(f"layers takes a list of layers, such as ['layer1']; got {layers!r}")

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ._calls import HOMES, Call, inside, written
 from ._marks import mark_of
+from ._saved import Need
 from ._scales import (
     added_product,
     attention,
@@ -59,13 +60,14 @@ class Rule:
         shifts: whether with a plain number it only shifts values.
         pattern: whether of all its tensors but the first only the form counts.
         absorbs: whether it makes gates of what is bent among its arguments.
-        linear_map: whether it is a product with a constant weight, whose derivative needs its input's shape alone.
+        needs: what its derivative reads of what it keeps: ``values``; ``signs`` (is it positive?); or of its input the
+            ``shape`` alone, as a product with a constant weight does, and pooling (max pooling keeps places).
     """
 
     kind: str
     freeze: Callable[[Call], Any]
     activation: bool = False
-    linear_map: bool = False
+    needs: Need = "values"
     gating: int = 0
     scales: bool = False
     rearranges: bool = False
@@ -161,6 +163,8 @@ def _piece(call: Call) -> Straight:
         y = pure()
     twin = h.detach().expand_as(y).requires_grad_()
     (slope,) = torch.autograd.grad(pure.on(lambda t: twin if t is h else t)().sum(), twin)
+    opens = slope != 0
+    slope = opens if torch.equal(slope, opens.to(slope.dtype)) else slope  # a byte a neuron is enough
     output, intercept = WithSlope.apply(h.expand_as(y), (y,), slope), y - slope * twin.detach()
     return Straight(written(call, output), intercept)
 
@@ -229,6 +233,7 @@ _LINEAR, _MOVES, _SCALES = (
 _LIKE = Rule("affine", _linear, rearranges=True, pattern=True)
 _MODULUS, _FROZEN_SCALE = Rule("piece", _linear), Rule("frozen scale", frozen_gate)
 _TESTED = Rule("tested", tested)
+_AVERAGE, _POOL = Rule("affine", _linear, needs="shape"), Rule("piece", _linear, needs="shape")
 _SUM, _RATIO = Rule("affine", _sum, shifts=True), Rule("affine", quotient, scales=True, rearranges=True)
 NAMES: tuple[tuple[Rule, str], ...] = (
     # rearranging
@@ -242,8 +247,9 @@ NAMES: tuple[tuple[Rule, str], ...] = (
     (_MOVES, "view_as_complex view_as_real"),
     (_MOVES, "masked_select"),
     # summing
-    (_LINEAR, "sum mean cumsum trace neg negative __neg__ positive __pos__ avg_pool1d avg_pool2d avg_pool3d"),
-    (_LINEAR, "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample"),
+    (_LINEAR, "sum mean cumsum trace neg negative __neg__ positive __pos__"),
+    (_AVERAGE, "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"),
+    (_LINEAR, "interpolate upsample"),
     (
         Rule("affine", _sum, shifts=True),
         "add add_ sub sub_ subtract rsub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__",
@@ -262,13 +268,14 @@ NAMES: tuple[tuple[Rule, str], ...] = (
         "div div_ divide true_divide __truediv__ __itruediv__ __div__",
     ),
     (
-        Rule("affine", _biased, linear_map=True, scales=True),
+        Rule("affine", _biased, needs="shape", scales=True),
         "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     ),
     (Rule("affine", _batch_norm), "batch_norm"),
     (Rule("affine", _dropout), "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
     # pieces
-    (Rule("piece", _linear, activation=True), "relu relu_ leaky_relu leaky_relu_ prelu"),
+    (Rule("piece", _linear, activation=True, needs="signs"), "relu relu_ leaky_relu leaky_relu_"),
+    (Rule("piece", _linear, activation=True), "prelu"),
     (Rule("piece", _rrelu, activation=True), "rrelu rrelu_"),
     (Rule("piece", _piece, activation=True), "relu6 threshold threshold_ hardshrink softshrink"),
     (Rule("piece", _piece, activation=True, gating=2), "hardtanh hardtanh_"),
@@ -278,10 +285,10 @@ NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("piece", _extremum), "max min maximum minimum fmax fmin"),
     (_MODULUS, "abs absolute __abs__"),
     (Rule("piece", _linear), "amax amin sort topk kthvalue cummax cummin"),
-    (Rule("piece", _linear), "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d"),
-    (Rule("piece", _linear), "adaptive_max_pool3d max_unpool1d max_unpool2d max_unpool3d"),
-    (Rule("piece", _linear), "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices"),
-    (Rule("piece", _linear), "adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices"),
+    (_POOL, "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"),
+    (Rule("piece", _linear), "max_unpool1d max_unpool2d max_unpool3d"),
+    (_POOL, "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices"),
+    (_POOL, "adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices"),
     # gates x * phi(x)
     (Rule("gate", _gate, activation=True), "gelu silu silu_ mish mish_ hardswish hardswish_ elu elu_ selu selu_"),
     (Rule("gate", _gate, activation=True), "celu celu_ softplus logsigmoid tanhshrink"),

@@ -58,7 +58,7 @@ class Recorder(TorchFunctionMode):
         self._stack: list[tuple[nn.Module, str]] = []
         self._calls: Counter[str] = Counter()
         self._known = Known()
-        self._savings = Savings()
+        self.savings = Savings(lean=choices.layers is not None)
         self._marks = False
 
     @contextmanager
@@ -88,7 +88,7 @@ class Recorder(TorchFunctionMode):
 
         hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
         try:
-            with torch.autograd.graph.saved_tensors_hooks(self._savings.save, load), self:
+            with torch.autograd.graph.saved_tensors_hooks(self.savings.save, load), self:
                 yield self
         finally:
             for hook in hooks:
@@ -251,14 +251,12 @@ class Recorder(TorchFunctionMode):
         return call.first
 
     def _frozen(self, call: Call, rule: Rule) -> Straight:
-        """Run a call by its rule; a product with a constant weight keeps the shape of its input alone."""
-        mapped = rule.linear_map and call.first.requires_grad and not call.argument(1, "weight").requires_grad
-        self._savings.shape_only = call.first if mapped else None
-        try:
+        """Run a call by its rule; what its derivative does not need is not kept."""
+        weight = call.argument(1, "weight") if rule.needs == "shape" else None
+        whole = not call.first.requires_grad or (isinstance(weight, Tensor) and weight.requires_grad)
+        with self.savings.needing("values" if whole else rule.needs, call.first):
             straight: Straight = rule.freeze(call)
             return straight
-        finally:
-            self._savings.shape_only = None
 
     def _rank(self, call: Call, rule: Rule) -> int:
         """How much of a gate comes out of a call."""
@@ -273,7 +271,8 @@ class Recorder(TorchFunctionMode):
         name = self._name_of_constant(call, self._path)
         for signal, c in zip(leaves(straight.output), leaves(straight.constant), strict=True):
             if signal.requires_grad:
-                self.sources.append(Source(name, len(self.layers), get_gradient_edge(signal), c.detach()))
+                own = c.detach() if self._own.holder(c) is not None or c.any() else c.new_zeros(()).expand(c.shape)
+                self.sources.append(Source(name, len(self.layers), get_gradient_edge(signal), own))
 
     def _note(self, operation: str, kind: str) -> None:
         self.operations.append(Operation(operation, self._path, kind, line()))
@@ -345,7 +344,7 @@ class Recorder(TorchFunctionMode):
         if name is not None:
             raise self._write_to(name, call.name)
         self.layers.about_to_write(storage)
-        self._savings.about_to_write(storage)
+        self.savings.about_to_write(storage)
 
     def _module_done(self, module: nn.Module, name: str, args: tuple[Any, ...], output: Any) -> Any:
         """Note a module's output if it is wanted; an activation that is a module of its own bears the module's name."""

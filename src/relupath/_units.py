@@ -1,10 +1,9 @@
-"""Hidden layers, on which of the others each depends, and their units."""
+"""Hidden layers and their units."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -67,55 +66,3 @@ def refuse_unit(unit: Unit, layer: Layer) -> None:
             f"unit {list(unit)} is not in layer {layer.name!r}, whose shape is {list(layer.shape)}; "
             "give one coordinate an axis, or None for a whole axis"
         )
-
-
-def below(layers: Sequence[Layer]) -> dict[Layer, frozenset[Layer]]:
-    """For each of the layers, in order of execution, those of them on which it depends; the last one is the output."""
-    places: dict[tuple[Any, int], list[Layer]] = {}
-    for layer in layers[:-1]:
-        places.setdefault(_key(layer.edge), []).append(layer)
-    found: dict[Layer, frozenset[Layer]] = {}
-    for layer in layers:
-        twins = places.get(_key(layer.edge), [])
-        direct = twins[: twins.index(layer)] if layer in twins else twins
-        if not direct:
-            direct = _nearest(layer.edge, places)
-        found[layer] = frozenset(direct).union(*(found[lower] for lower in direct))
-    return found
-
-
-def levels(layers: Sequence[Layer]) -> tuple[tuple[Layer, ...], ...]:
-    """The layers but the last one, which is the output, by how many layers the longest way up to it has.
-
-    Args:
-        layers: in order of execution.
-
-    Returns:
-        The levels from the top down.
-    """
-    depends, height = below(layers), dict.fromkeys(layers[:-1], 0)
-    for layer in reversed(layers[:-1]):
-        for lower in depends[layer]:
-            height[lower] = max(height[lower], height[layer] + 1)
-    count = max(height.values(), default=-1) + 1
-    return tuple(tuple(layer for layer in layers[:-1] if height[layer] == h) for h in range(count))
-
-
-def _key(edge: GradientEdge) -> tuple[Any, int]:
-    return edge.node, edge.output_nr
-
-
-def _nearest(edge: GradientEdge, places: Mapping[tuple[Any, int], list[Layer]]) -> list[Layer]:
-    """The layers met first on the ways from a place in the graph down to the input."""
-    found: list[Layer] = []
-    todo, seen = list(edge.node.next_functions), set()
-    while todo:
-        place = todo.pop()
-        if place[0] is None or place in seen:
-            continue
-        seen.add(place)
-        if place in places:
-            found += places[place]
-        else:
-            todo += place[0].next_functions
-    return found
