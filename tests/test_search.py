@@ -11,6 +11,9 @@ from torch import nn
 
 from asserts import assert_close, assert_same_model, flat
 from cases import architectures, path_of
+from cost import algorithm_1 as algorithm_1_of
+from cost import linear_model as whole_model_of
+from cost import peak
 from nets import Lambda, build, deep, example, inputs, layered, mlp, randomise
 from reference import LayeredTwin, algorithm_1, descend_layered
 from relupath import (
@@ -418,6 +421,14 @@ def test_a_search_runs_in_any_precision(dtype):
     assert found.model.weight.dtype == dtype
     if dtype == torch.float32:
         assert found.paths == expected.paths
+
+
+def test_algorithm_1_needs_no_more_memory_than_the_linear_model():
+    """At its peak, in a wide lower layer, one product runs and nothing is held besides."""
+    convolutions = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+    model = randomise(nn.Sequential(*convolutions, nn.AvgPool2d(16), nn.Flatten(), nn.Linear(256, 3)), 0, torch.float32)
+    x, classes = example((3, 64, 64), 0, 1, torch.float32), torch.tensor([1])
+    assert peak(algorithm_1_of, model, x, classes) <= 1.02 * peak(whole_model_of, model, x, classes)
 
 
 def _chain(functions):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._linear import column, model_from
@@ -43,13 +44,13 @@ class _Descent:
     """A greedy descent of a batch: where each sample stands, and the cotangent of the unit chosen there.
 
     As in the algorithm, the cotangent of a chosen neuron is 1 there; ``scale`` is the product of the derivatives so
-    far. Rows of samples that stand elsewhere are zero.
+    far. Cotangents are sparse; rows of samples that stand elsewhere are zero.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.at: list[Layer] = [problem.frozen.top] * problem.frozen.batch
-        self.cotangents: dict[Layer, Tensor] = {problem.frozen.top: problem.functional.gradient}
+        self.cotangents: dict[Layer, Tensor] = {problem.frozen.top: problem.functional.gradient.to_sparse()}
         self.scale = torch.ones_like(problem.functional.value)
         self.value = problem.functional.value.clone()
         self.steps: list[list[Step]] = [[] for _ in self.at]
@@ -127,8 +128,9 @@ class _Descent:
 
     def _only_here(self, layer: Layer) -> Tensor:
         """The cotangent at a layer, without the samples that stand elsewhere."""
-        v, here = self.cotangents[layer], [at is layer for at in self.at]
-        return v if all(here) else torch.where(column(torch.tensor(here, device=v.device), v), v, 0)
+        v = self.cotangents[layer]
+        here = torch.tensor([at is layer for at in self.at], device=v.device)[v.indices()[0]]
+        return _sparse(v.indices()[:, here], v.values()[here], v.shape)
 
     def _stand_on(self, layer: Layer, pulled: Tensor, index: Tensor, importance: Tensor) -> None:
         """Set the cotangent of the chosen units: 1 at a single neuron, relative weights within a larger unit."""
@@ -140,8 +142,14 @@ class _Descent:
         factor = importance / torch.where(total.abs() == size, total, size)
         self.value = torch.where(chosen, self.scale * importance, self.value)
         self.scale = torch.where(chosen, self.scale * factor, self.scale)
-        v = torch.where(problem.partitions[layer].mask(units, layer.shape), pulled, 0)
-        self.cotangents[layer] = v.div_(column(torch.where(chosen, factor, 1), v))
+        where = problem.partitions[layer].mask(units, layer.shape).nonzero().T
+        v = pulled[tuple(where)].div_(factor[where[0]])
+        self.cotangents[layer] = _sparse(where, v, pulled.shape)
+
+
+def _sparse(where: Int[Tensor, "axes n"], values: Float[Tensor, " n"], shape: torch.Size) -> Tensor:
+    """A tensor that is zero but at the given places, each named once and in order."""
+    return torch.sparse_coo_tensor(where, values, shape, is_coalesced=True, check_invariants=False)
 
 
 def _argmax(scores: Iterable[Tensor], allowed: Sequence[Sequence[bool]]) -> tuple[Tensor, list[tuple[int, int]]]:
