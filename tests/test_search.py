@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -428,7 +430,9 @@ def test_algorithm_1_needs_no_more_memory_than_the_linear_model():
     convolutions = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
     model = randomise(nn.Sequential(*convolutions, nn.AvgPool2d(16), nn.Flatten(), nn.Linear(256, 3)), 0, torch.float32)
     x, classes = example((3, 64, 64), 0, 1, torch.float32), torch.tensor([1])
-    assert peak(algorithm_1_of, model, x, classes) <= 1.02 * peak(whole_model_of, model, x, classes)
+    gc.collect()
+    held = peak(algorithm_1_of, model, x, classes) - peak(whole_model_of, model, x, classes)
+    assert held < (16 * 64 * 64 * 4) // 2, "less than half of a layer"
 
 
 def _chain(functions):

@@ -86,7 +86,7 @@ class _Descent:
             units[l, b] = index
             self._choose(b, layers[l], self.problem.partitions[layers[l]].units(index, layers[l].shape), importance)
         for layer, v, index in zip(layers, pulled, units, strict=True):
-            self._stand_on(layer, v, index.to(v.device), best)
+            self._stand_on(layer, v, index, best)
         self.cotangents = {layer: self._only_here(layer) for layer in dict.fromkeys(self.at)}
 
     def end_at_input(self) -> Found:
@@ -134,15 +134,19 @@ class _Descent:
 
     def _stand_on(self, layer: Layer, pulled: Tensor, index: Tensor, importance: Tensor) -> None:
         """Set the cotangent of the chosen units: 1 at a single neuron, relative weights within a larger unit."""
-        problem, chosen, unit = self.problem, index >= 0, index.clamp(min=0)[:, None]
-        total = problem.scores(layer, layer.output).gather(1, unit)[:, 0]
-        size = problem.scores(layer, layer.output.abs())
-        units = torch.zeros_like(size, dtype=torch.bool).scatter_(1, unit, chosen[:, None])
-        size = size.gather(1, unit)[:, 0]
+        problem, partition = self.problem, self.problem.partitions[layer]
+        neurons_of = [
+            b * layer.output[0].numel() + partition.members(unit, layer.shape)
+            for b, unit in enumerate(index.tolist())
+            if unit >= 0
+        ]
+        where = torch.stack(torch.unravel_index(torch.cat([index[:0], *neurons_of]).to(pulled.device), pulled.shape))
+        index = index.to(pulled.device)
+        chosen, unit = index >= 0, index.clamp(min=0)[:, None]
+        total, size = (problem.scores(layer, a).gather(1, unit)[:, 0] for a in (layer.output, layer.output.abs()))
         factor = importance / torch.where(total.abs() == size, total, size)
         self.value = torch.where(chosen, self.scale * importance, self.value)
         self.scale = torch.where(chosen, self.scale * factor, self.scale)
-        where = problem.partitions[layer].mask(units, layer.shape).nonzero().T
         v = pulled[tuple(where)].div_(factor[where[0]])
         self.cotangents[layer] = _sparse(where, v, pulled.shape)
 
