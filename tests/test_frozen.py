@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import relupath
 from asserts import assert_close, assert_complete, assert_same_model, assert_untouched, refusal
 from nets import Lambda, build, example, inputs, mlp, randomise
-from relupath import Frozen, Path, freeze, linear_model
+from relupath import Frozen, Path, freeze, freeze_each, linear_model
 from relupath._places import Operation
 from relupath._units import Layer
 from relupath.errors import (
@@ -23,6 +24,7 @@ from relupath.errors import (
     TrainingModeError,
     UnknownLayerError,
     UnsupportedOperation,
+    UsageError,
 )
 
 
@@ -878,3 +880,120 @@ def test_a_lost_bias_is_an_error_and_not_a_silent_wrong_answer():
 def test_all_errors_are_of_one_family():
     for error in (InputError, ModelError, TrainingModeError, UnsupportedOperation, IncompleteError, UnknownLayerError):
         assert issubclass(error, RelupathError)
+
+
+# --- many inputs, one recording at a time ---
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        return example((6,), i, 1)[0], i
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_a_tensor_is_recorded_in_batches(size):
+    model, x = mlp(0), inputs("mlp", batch=5)
+    frozens = list(freeze_each(model, x, size, layers=iter(["1"])))
+    assert [frozen.batch for frozen in frozens] == [min(size, 5 - start) for start in range(0, 5, size)]
+    for frozen, part in zip(frozens, x.split(size), strict=True):
+        expected = freeze(model, part, layers=["1"])
+        assert names(frozen) == ["1"]
+        assert torch.equal(frozen.inputs[0].output, part)
+        assert torch.equal(linear_model(frozen, 0).weight, linear_model(expected, 0).weight)
+
+
+def test_a_tensor_is_recorded_sample_by_sample_and_batches_as_they_come():
+    model = mlp(0)
+    assert [frozen.batch for frozen in relupath.freeze_each(model, inputs("mlp", batch=3))] == [1, 1, 1]
+    loader = torch.utils.data.DataLoader(Pairs(), batch_size=2)
+    found = [frozen.inputs[0].output for frozen in freeze_each(model, loader)]
+    assert [len(x) for x in found] == [2, 2, 1]
+    assert torch.equal(torch.cat(found), torch.cat([x for x, _ in loader]))
+    assert [frozen.batch for frozen in freeze_each(model, loader, 1)] == [1] * 5
+    assert [frozen.batch for frozen in freeze_each(model, (x for x, _ in loader))] == [2, 2, 1]
+
+
+def test_the_options_of_freeze_are_passed_on():
+    model = net(lambda m, x: {"logits": m.tail(m.first(x) * m.second(x))}, first=lin(4, 4), second=lin(4, 4))
+    options = {"inputs": ["fc"], "output": lambda out: out["logits"], "carry": "half"}
+    model.function = lambda m, x: {"logits": m.tail(m.first(h := m.fc(x)) * m.second(h))}
+    (one,), expected = freeze_each(model, given_input(), 2, **options), freeze(model, given_input(), **options)
+    assert [layer.name for layer in one.inputs] == ["fc"]
+    assert torch.equal(linear_model(one, 0).weight, linear_model(expected, 0).weight)
+
+
+def test_a_recording_is_gone_when_the_next_one_is_made():
+    kept, alive = [], []
+
+    class Watching(nn.Linear):
+        def forward(self, x):
+            alive.append(sum(reference() is not None for reference in kept))
+            return super().forward(x)
+
+    model = nn.Sequential(Watching(6, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    for frozen in freeze_each(model.eval(), inputs("mlp", batch=4)):
+        kept += [weakref.ref(frozen), weakref.ref(frozen.layers[0].output)]
+        del frozen
+    assert alive == [0, 0, 0, 0]
+    assert len(kept) == 8
+
+    def explain(frozen):
+        kept.append(weakref.ref(frozen))
+        return frozen.output
+
+    assert len(list(map(explain, freeze_each(model, inputs("mlp"))))) == 2
+    assert alive[4:] == [0, 0]
+
+
+def test_a_stream_that_is_closed_half_way_leaves_the_model_as_it_was():
+    model, x = build("vgg"), inputs("vgg", batch=3)
+    before = model(x)
+    with assert_untouched(model):
+        stream = freeze_each(model, x)
+        frozen = next(stream)
+        stream.close()
+        with pytest.raises(StopIteration):
+            next(stream)
+    assert torch.equal(model(x), before)
+    assert_complete(frozen, 0)
+
+
+def test_nothing_runs_before_it_is_asked_for():
+    def batches():
+        yield inputs("mlp")
+        raise KeyError("the second was asked for")
+
+    stream = freeze_each(mlp(0), batches())
+    assert next(stream).batch == 2
+    with pytest.raises(KeyError, match="the second"):
+        next(stream)
+
+
+@pytest.mark.parametrize(
+    ("batches", "sentence"),
+    [
+        ([], "there is nothing to record"),
+        (torch.zeros(0, 6), r"batch 0 must have shape \(samples, \.\.\.\) with a sample; got \[0, 6\]"),
+        (torch.tensor(1.0), r"got \[\]"),
+        ([torch.ones(1, 6).double(), "x"], "batch 1 must be a tensor, or begin with one"),
+        ([{"x": torch.ones(1, 6)}], "got dict"),
+        ([()], "got tuple"),
+        ({"x": torch.ones(1, 6)}, "such as a DataLoader; got dict"),
+        ("photo.jpg", "such as a DataLoader; got str"),
+        (3, "such as a DataLoader; got int"),
+        ([torch.full((1, 6), torch.nan).double()], "NaN"),
+        (torch.ones(2, 6).to_sparse(), "dense"),
+    ],
+)
+def test_what_is_no_stack_of_inputs_is_refused(batches, sentence, unchecked):
+    with pytest.raises(InputError, match=sentence):
+        list(freeze_each(mlp(0), batches))
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "2"])
+def test_a_batch_size_is_a_whole_number(size, unchecked):
+    with pytest.raises(UsageError, match="batch_size must be a whole number, at least 1, or None; got"):
+        freeze_each(mlp(0), inputs("mlp"), size)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ._ablate import ablate, plausible
     from ._bias import bias_sources
     from ._decompose import Node, decompose
-    from ._freeze import freeze
+    from ._freeze import freeze, freeze_each
     from ._frozen import Frozen
     from ._linear import PathModel, linear_model
     from ._many import linear_models
@@ -36,6 +36,7 @@ _HOME = {
 }  # fmt: skip
 _MODULES = ("creatures", "draw", "errors", "images", "models", "reach")
 _INNER = ("bridges", "metrics", "runs")
+_BESIDE = {"freeze_each": "_freeze"}
 
 __version__ = version("relupath")
 __all__ = sorted([*_HOME, *_MODULES])
@@ -43,8 +44,9 @@ __all__ = sorted([*_HOME, *_MODULES])
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use, so that the command line answers before torch is loaded."""
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    home = _HOME.get(name) or _BESIDE.get(name)
+    if home:
+        return getattr(import_module(f".{home}", __name__), name)
     if name in (*_MODULES, *_INNER):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

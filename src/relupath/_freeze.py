@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,6 +104,72 @@ def freeze(
         savings=recorder.savings,
         probe=Probe(run.recorded, run.plain, modules, choices, parameters_of(modules)),
     )
+
+
+def freeze_each(
+    model: nn.Module,
+    batches: Tensor | Iterable[Any],
+    batch_size: int | None = None,
+    *,
+    inputs: Names | None = None,
+    output: Callable[[Any], Tensor] | None = None,
+    layers: Names | None = None,
+    carry: Literal["first", "second", "half"] | None = None,
+) -> Iterator[Frozen]:
+    """Record a stack of inputs, batch by batch, each when it is asked for: one recording at a time.
+
+    Nothing of a recording is held here once it is handed out. A loop variable holds it until the next one is recorded;
+    where two do not fit into memory, end the body with ``del``, or explain with ``map(explain, freeze_each(...))``.
+
+    Args:
+        model: as in ``freeze``; a model that takes more than x is wrapped in a module that holds the rest.
+        batches: one tensor (N, ...), or what gives tensors (B, ...) one after another, such as a DataLoader; of a tuple
+            or list, such as (x, label), the first entry is explained.
+        batch_size: the most samples in one recording; None: 1 of one tensor, and what batches hold as they come.
+        inputs: as in ``freeze``.
+        output: as in ``freeze``.
+        layers: as in ``freeze``.
+        carry: as in ``freeze``.
+
+    Returns:
+        What gives the recordings in the order of the inputs; the last of a tensor may hold fewer samples.
+
+    Raises:
+        InputError: there is no sample, or a batch is no tensor; the latter when its turn comes.
+        UsageError: batch_size is no whole number above 0.
+        RelupathError: what ``freeze`` refuses, when the turn of that input comes.
+    """
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise UsageError(f"batch_size must be a whole number, at least 1, or None; got {batch_size!r}")
+    if isinstance(batches, str | Mapping) or not isinstance(batches, Iterable):
+        raise InputError(
+            "give a tensor (samples, ...) or what gives such tensors one after another, such as a DataLoader; "
+            f"got {type(batches).__name__}"
+        )
+    inputs, layers = ([*names] if isinstance(names, Iterator) else names for names in (inputs, layers))
+    most = batch_size or (1 if isinstance(batches, Tensor) else None)
+    parts = _parts([batches] if isinstance(batches, Tensor) else batches, most)
+    return (freeze(model, part, inputs=inputs, output=output, layers=layers, carry=carry) for part in parts)
+
+
+def _parts(batches: Iterable[Any], most: int | None) -> Iterator[Tensor]:
+    """What is recorded at once.
+
+    Raises:
+        InputError: a batch is no tensor, or there is no sample.
+    """
+    number = -1
+    for number, batch in enumerate(batches):
+        x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if not isinstance(x, Tensor):
+            raise InputError(
+                f"batch {number} must be a tensor, or begin with one as (x, label) does; got {type(x).__name__}"
+            )
+        if x.ndim == 0 or len(x) == 0:
+            raise InputError(f"batch {number} must have shape (samples, ...) with a sample; got {list(x.shape)}")
+        yield from torch.split(x, most or len(x)) if x.layout == torch.strided else [x]
+    if number < 0:
+        raise InputError("there is nothing to record: no batch came")
 
 
 @dataclass(frozen=True)
