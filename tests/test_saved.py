@@ -21,7 +21,7 @@ from relupath.errors import ModelError, PathError, UnknownLayerError
 def live_bytes() -> int:
     """The memory of all tensors that are alive."""
     gc.collect()
-    tensors = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and o.device.type == "cpu"]
+    tensors = [o for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter) and o.device.type == "cpu"]
     storages = [t.untyped_storage() for t in tensors if t.layout == torch.strided]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
