@@ -27,7 +27,8 @@ class _Saved:
     def __init__(self, tensor: Tensor, need: Need) -> None:
         self.need, self.dtype, self.device = need, tensor.dtype, tensor.device
         self.least: Tensor | None = None
-        if tensor.dtype == torch.int64 and tensor.numel():
+        if tensor.dtype == torch.int64 and tensor.numel() and int(tensor.min()) >= 0 and int(tensor.max()) < 2**31:
+            tensor = tensor.to(torch.int32)
             least = tensor.amin([0, 1] if tensor.ndim > 2 else [], keepdim=True)
             self.least, tensor = _small(least), _small(tensor - least)
         self.tensor = tensor.detach()
@@ -140,9 +141,7 @@ def _same(t: Tensor, other: Tensor | None) -> bool:
 
 
 def _small(numbers: Tensor) -> Tensor:
-    """Whole numbers in the smallest type that holds them."""
-    if int(numbers.min()) < 0:
-        return numbers
+    """Whole numbers, none below 0, in the smallest type that holds them."""
     largest = int(numbers.max())
-    kinds = ((torch.uint8, 2**8), (torch.uint16, 2**16), (torch.int32, 2**31))
-    return numbers.to(next((kind for kind, limit in kinds if largest < limit), torch.int64))
+    kinds = (kind for kind, limit in ((torch.uint8, 2**8), (torch.uint16, 2**16)) if largest < limit)
+    return numbers.to(next(kinds, numbers.dtype))
