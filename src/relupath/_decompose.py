@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ._crops import Crops
 from ._frozen import Frozen, LayerLike
+from ._graph import by_pass
 from ._linear import scale_of
 from ._memory import at_once
 from ._partitions import Partition, neurons
 from ._paths import Path, Step
 from ._products import Products
-from ._routes import by_pass
 from ._sources import tallied
 from ._targets import TargetLike
 from ._tested import TOLERANCE

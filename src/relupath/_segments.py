@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ._frozen import AT_ONCE, Frozen
+from ._graph import route
 from ._mixing import INPUT, TILE, Mixing, mixing
-from ._routes import route
 from ._simple import NotFactored, Of, Simple, Stretch, simple
 from ._units import Layer
 from .errors import PathError

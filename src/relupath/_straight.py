@@ -61,7 +61,9 @@ class Centred(torch.autograd.Function):
         scale, weight = ctx.saved_tensors
         (g,) = grads
         scaled = g * (1 if weight is None else weight.to(g.dtype))
-        grouped = (scaled if ctx.groups is None else scaled.unflatten(1, (ctx.groups, -1))).mul_(scale.to(g.dtype))
+        grouped = (scaled if ctx.groups is None else torch.unflatten(scaled, 1, (ctx.groups, -1))).mul_(
+            scale.to(g.dtype)
+        )
         return (grouped.sub_(grouped.mean(ctx.axes, keepdim=True)).reshape(g.shape), *[None] * 5)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ._cropped import KEEP_CHANNELS, OPERATIONS, Channels, NotCropped, Place, metadata, shape_of
 from ._crops import Crops, added
 from ._frozen import Frozen
+from ._graph import route
 from ._memory import in_cache
-from ._routes import route
 from ._sources import refuse_changed
 from ._units import Layer
 
