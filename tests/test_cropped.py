@@ -41,7 +41,7 @@ def full(frozen, upper, lower, crops):
 
 def pull(frozen, upper, lower, crops, wanted=None):
     """The products of all cotangents together."""
-    (part,) = Way(frozen, upper, lower).pull(crops, wanted)
+    (part,) = Way(frozen, upper, lower, 2**30).pull(crops, wanted)
     return part.found
 
 
@@ -51,9 +51,7 @@ def assert_windows_are_full(frozen, upper, lower, crops):
     size = float(expected.abs().max())
     pulled = pull(frozen, upper, lower, crops)
     assert float((pulled.dense() - expected).abs().max()) <= ROUNDING * size
-    one_by_one = Way(frozen, upper, lower)
-    one_by_one.together = 0
-    for number, part in enumerate(one_by_one.pull(crops)):
+    for number, part in enumerate(Way(frozen, upper, lower, together=1).pull(crops)):
         assert part.rows == slice(number, number + 1)
         assert float((part.found.dense() - expected[part.rows]).abs().max()) <= ROUNDING * size
     if len(lower.shape) == 3:
@@ -289,7 +287,7 @@ def test_other_numbers_of_axes_take_the_full_product(axes):
     parts = convolution(2, 4, 3), norm(4), nn.ReLU(), pool(2), convolution(4, 3, 2), nn.ReLU(), nn.Flatten()
     frozen = freeze(randomise(nn.Sequential(*parts), 1), example((2, *[9, 8, 8][:axes]), 1, 1), layers=["2", "5"])
     with pytest.raises(NotCropped):
-        Way(frozen, *reversed(frozen.layers))
+        Way(frozen, *reversed(frozen.layers), 2**30)
     assert_paths_are_full(frozen, "2", "5")
 
 
@@ -300,10 +298,7 @@ def test_windows_are_as_large_as_the_receptive_field():
     low, middle, top = frozen.layers
     crops = every_neuron(top).select(torch.arange(300, 420))
     for lower, size in ((middle, 3), (low, 5), (frozen.inputs[0], 7)):
-        way = Way(frozen, top, lower)
-        (part,) = way.pull(crops)
-        assert part.found.values.shape[1:] == (lower.shape[0], size, size)
-        assert way.largest <= 6 * size**2 * 8 < low.output.nbytes / 15
+        assert pull(frozen, top, lower, crops).values.shape[1:] == (lower.shape[0], size, size)
     few = pull(frozen, top, middle, crops, torch.arange(len(crops))[:, None] % 6)
     assert few.values.shape[1:] == (1, 3, 3)
 

@@ -18,6 +18,7 @@ from nets import deep as deep_chain
 from relupath import (
     Path,
     Step,
+    _way,
     channels,
     contrast,
     freeze,
@@ -194,15 +195,19 @@ class Counted:
 
     def __init__(self, monkeypatch):
         self.asked, self.windows, self.full = [], [], []
-        parts, pull, full = Products.parts, Way.pull, Products._full
+        parts, pull, full, added = Products.parts, Way.pull, Products._full, _way.added
 
         def counted_parts(own, upper, crops, lower, *rest, **more):
             self.asked.append((upper.name, lower.name, len(crops)))
             return parts(own, upper, crops, lower, *rest, **more)
 
         def counted_pull(own, crops, *rest):
-            found = pull(own, crops, *rest)
-            self.windows.append((len(crops), own.largest))
+            self.windows.append(0)
+            return pull(own, crops, *rest)
+
+        def counted_added(some):
+            found = added(some)
+            self.windows[-1] = max(self.windows[-1], found.values[0].numel())
             return found
 
         def counted_full(own, upper, crops, lower):
@@ -211,6 +216,7 @@ class Counted:
 
         monkeypatch.setattr(Products, "parts", counted_parts)
         monkeypatch.setattr(Way, "pull", counted_pull)
+        monkeypatch.setattr(_way, "added", counted_added)
         monkeypatch.setattr(Products, "_full", counted_full)
 
 
@@ -223,8 +229,7 @@ def test_only_the_head_takes_full_products(monkeypatch):
     top = frozen.layers[-1]
     assert counted.full == [("output", top.name, 1)]
     assert counted.windows
-    values = max(largest for _, largest in counted.windows) / 8
-    assert values <= 8 * 9 * 9 < frozen.layers[0].output[0].numel() / 15
+    assert max(counted.windows) <= 8 * 9 * 9 < frozen.layers[0].output[0].numel() / 15
     assert_rows(found, frozen, paths, target=1)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ._cropped import NotCropped
 from ._crops import Crops
 from ._frozen import Frozen
+from ._memory import in_cache
 from ._units import Layer
 from ._way import Part, Way
 
@@ -61,7 +62,7 @@ class Products:
         way = self._way(upper, lower)
         samples, start = crops.samples.tolist(), 0
         while start < len(crops):
-            rows = slice(start, self._end(start, samples, way, lower))
+            rows = slice(start, self._end(start, samples, way, upper, lower))
             some, channels = crops.select(rows), None if wanted is None else wanted[rows]
             found = None if way is None else self._cropped(way, upper, some, lower, channels)
             if found is None:
@@ -147,16 +148,18 @@ class Products:
 
     def _way(self, upper: Layer, lower: Layer) -> Way | None:
         try:
-            return Way(self.frozen, upper, lower)
+            return Way(self.frozen, upper, lower, min(self.most // COPIES, in_cache(upper.output.device)))
         except NotCropped:
             return None
 
-    def _end(self, start: int, samples: Sequence[int], way: Way | None, lower: Layer) -> int:
+    def _end(self, start: int, samples: Sequence[int], way: Way | None, upper: Layer, lower: Layer) -> int:
         """Where the part that starts at one of the cotangents ends, as memory allows."""
-        layers = [layer.output[0].numel() * layer.output.element_size() for layer in (*self.frozen.layers, lower)]
+        sizes = [layer.output.nbytes // len(layer.output) for layer in (upper, lower)]
         if way is not None:
-            return min(len(samples), start + max(1, self.most // (COPIES * (way.largest or max(layers)))))
-        slots, taken = max(1, self.most // (COPIES * max(layers) * self.frozen.batch)), Counter[int]()
+            return min(len(samples), start + max(1, self.most // (COPIES * max(sizes))))
+        frozen = self.frozen
+        largest = max(*(layer.output.nbytes for layer in (upper, lower, *frozen.layers)), *frozen.released.values())
+        slots, taken = max(1, self.most // (COPIES * largest)), Counter[int]()
         for number in range(start, len(samples)):
             taken[samples[number]] += 1
             if taken[samples[number]] > slots:

@@ -61,10 +61,10 @@ class Centred(torch.autograd.Function):
         scale, weight = ctx.saved_tensors
         (g,) = grads
         scaled = g * (1 if weight is None else weight.to(g.dtype))
-        grouped = (scaled if ctx.groups is None else torch.unflatten(scaled, 1, (ctx.groups, -1))).mul_(
-            scale.to(g.dtype)
-        )
-        return (grouped.sub_(grouped.mean(ctx.axes, keepdim=True)).reshape(g.shape), *[None] * 5)
+        if ctx.groups is not None:
+            scaled = scaled.reshape(len(scaled), ctx.groups, -1, *scaled.shape[2:])
+        scaled.mul_(scale.to(g.dtype))
+        return (scaled.sub_(scaled.mean(ctx.axes, keepdim=True)).reshape(g.shape), *[None] * 5)
 
 
 def valued(straight: Tensor, value: Tensor) -> Tensor:

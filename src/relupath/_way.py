@@ -13,7 +13,6 @@ from ._cropped import KEEP_CHANNELS, OPERATIONS, Channels, NotCropped, Place, me
 from ._crops import Crops, added
 from ._frozen import Frozen
 from ._graph import route
-from ._memory import in_cache
 from ._sources import refuse_changed
 from ._units import Layer
 
@@ -55,9 +54,6 @@ class Way:
         frozen: the recorded network.
         upper: where the cotangents stand.
         lower: the layer below.
-
-    Attributes:
-        largest: the most bytes that one cotangent took on the way so far.
         together: the most bytes of cotangents that go down at once.
 
     Raises:
@@ -65,12 +61,10 @@ class Way:
         NotCropped: nothing leads down, or on the way an operation mixes all places.
     """
 
-    def __init__(self, frozen: Frozen, upper: Layer, lower: Layer) -> None:
-        self.frozen, self.start, self.goal = frozen, _place(upper), _place(lower)
+    def __init__(self, frozen: Frozen, upper: Layer, lower: Layer, together: int) -> None:
+        self.frozen, self.together, self.start, self.goal = frozen, together, _place(upper), _place(lower)
         self.nodes = sorted(route(upper.edge, lower.edge), key=lambda node: -node._sequence_nr())
         self.on_way = set(self.nodes)
-        self.largest = 0
-        self.together = in_cache(frozen.output.device)
         refuse_changed(frozen.sources)
         self.constants: dict[Place, list[Tensor]] = {}
         for source in frozen.sources:
@@ -122,7 +116,6 @@ class Way:
                 if lower.shape != shape_of(place):
                     raise NotCropped
                 lower = lower.with_values(lower.values.to(metadata(place).dtype))
-                self.largest = max(self.largest, lower.bytes_each)
                 met.setdefault(place, []).append(lower if some is None else lower.of_channels(some))
         if self.goal not in met:
             raise NotCropped
