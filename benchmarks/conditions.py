@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import relupath
-from cost import bare, machine, timed
+from cost import DEVICE, bare, machine, timed
 from relupath import Path
 
 LAYERS = {"conv3_3": "features.15", "conv4_3": "features.22", "conv5_3": "features.29"}
@@ -49,7 +49,7 @@ def conditions(frozen: relupath.Frozen, kind: str, layer: str, count: int) -> li
     (v,) = frozen.vjp({frozen.top: frozen.functional(CLASS).gradient}, [frozen.layer(layer)])
     adds = (v * frozen.layer(layer).output)[0].cpu()
     live = adds.abs().amax((1, 2)).nonzero() if kind == "channels" else adds.nonzero()
-    some = live[torch.randperm(len(live), generator=generator)[:count]].tolist()
+    some = live.cpu()[torch.randperm(len(live), generator=generator)[:count]].tolist()
     return [Path.of([(layer, tuple(u) if kind == "neurons" else (u[0], None, None))]) for u in some]
 
 
@@ -94,7 +94,7 @@ def row(model: nn.Module, x: Tensor, paths: Sequence[Path], options: argparse.Na
     assert error < 1e-3, f"zennit-crp and relupath differ by {error}"
     runs: dict[str, Callable[[], object]] = {
         "zennit-crp": lambda: crp(model, x, paths, options.batch),
-        "bare": lambda: bare(model, x, torch.tensor([CLASS])),
+        "bare": lambda: bare(model, x, torch.tensor([CLASS], device=DEVICE)),
     }
     if len(paths[0]) == 1 and None not in paths[0].steps[0].units[0]:
         runs["captum"] = lambda: captum(model, x, paths)
@@ -120,11 +120,11 @@ def main() -> None:
     parser.add_argument("--output", type=File)
     options = parser.parse_args()
     torch.manual_seed(0)
-    model = torchvision.models.vgg16(weights=None).eval()
+    model = torchvision.models.vgg16(weights=None).eval().to(DEVICE)
     for module in model.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
-    x = torch.randn(1, 3, 224, 224)
+    x = torch.randn(1, 3, 224, 224).to(DEVICE)
     frozen = relupath.freeze(model, x)
     WIDTH.update({layer.name: layer.shape[-1] for layer in frozen.layers})
     rows = {}

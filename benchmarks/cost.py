@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 import relupath
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def bare(model: nn.Module, x: Tensor, classes: Tensor) -> object:
     """A forward pass and the gradient of one logit a sample."""
@@ -126,13 +128,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
     for name in options.networks:
         torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None).eval().to(device)
+        model = torchvision.models.get_model(name, weights=None).eval().to(DEVICE)
         for batch in tqdm(options.batches, desc=name, file=sys.stderr):
-            x = torch.randn(batch, 3, 224, 224, device=device)
+            x = torch.randn(batch, 3, 224, 224, device=DEVICE)
             with torch.no_grad():
                 classes = model(x).argmax(1)
             rows.append({"network": name, "batch": batch, **ratios(model, x, classes, options.repeats)})

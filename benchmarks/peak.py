@@ -23,24 +23,25 @@ from tqdm import tqdm
 
 import relupath
 import selective
-from cost import machine, peak, timed
+from cost import DEVICE, machine, peak, timed
 from relupath import Path as UnitPath
 from relupath._search import Search
 
 CLASS = 3
 CONVOLUTIONS = {"conv3_3": "features.15", "conv4_3": "features.22", "conv5_3": "features.29"}
+CLOCK = "device" if DEVICE == "cuda" else "cpu"
 Job = Callable[[], object]
 
 
 def network(name: str) -> torch.nn.Module:
     """A classifier of torchvision, random weights."""
     torch.manual_seed(0)
-    return torchvision.models.get_model(name, weights=None).eval()
+    return torchvision.models.get_model(name, weights=None).eval().to(DEVICE)
 
 
 def jobs(names: list[str]) -> dict[str, Job]:
     """The jobs by name; what they need is made here, outside the clock."""
-    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     found: dict[str, Job] = {}
     for network_name in ("vgg16", "resnet50", "convnext_tiny", "squeezenet1_0"):
         model = network(network_name)
@@ -64,7 +65,7 @@ def neurons(frozen: relupath.Frozen, name: str) -> list[UnitPath]:
     """Paths through 64 neurons drawn among those that add something to the target."""
     layer = frozen.layer(name)
     (v,) = frozen.vjp({frozen.top: frozen.functional(CLASS).gradient}, [layer])
-    live = (v * layer.output)[0].nonzero()
+    live = (v * layer.output)[0].nonzero().cpu()
     some = live[torch.randperm(len(live), generator=torch.Generator().manual_seed(0))[:64]].tolist()
     return [UnitPath.of([(name, tuple(unit))]) for unit in some]
 
@@ -89,7 +90,7 @@ def expanded(frozen: relupath.Frozen) -> object:
 
 def product(n: int = 2048) -> float:
     """Multiply-adds a second of one large matrix product."""
-    a, b = torch.randn(2, n, n)
+    a, b = torch.randn(2, n, n, device=DEVICE)
     a @ b
     return n**3 / statistics.median(timed(torch.matmul, a, b) for _ in range(5))
 
@@ -105,16 +106,16 @@ def measured(job: Job, repeats: int) -> dict[str, object]:
         taken = timed(job)
         seconds.append(taken)
         shares.append(macs / taken / ((before + product()) / 2))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile() as profile:
         job()
-    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    whole = sum(event.self_cpu_time_total for event in events)
+    times = {event.key: getattr(event, f"self_{CLOCK}_time_total") for event in profile.key_averages()}
+    most = sorted(times, key=lambda key: -times[key])[:8]
     return {
         "seconds": statistics.median(seconds),
         "multiply_adds": macs,
         "share_of_peak": statistics.median(shares),
         "peak_bytes": peak(job),
-        "operations": {event.key: event.self_cpu_time_total / whole for event in events[:8]},
+        "operations": {key: times[key] / sum(times.values()) for key in most},
     }
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import relupath
-from cost import bare, machine, timed
+from cost import DEVICE, bare, machine, timed
 from relupath import Path as UnitPath
 
 CLASS = 3
@@ -37,11 +37,11 @@ Point = tuple[int, Run, Run]
 
 def paths(sizes: Sequence[int]) -> Iterator[Point]:
     """K paths through neurons of one layer."""
-    model, x = torchvision.models.vgg16(weights=None).eval(), torch.randn(1, 3, 224, 224)
+    model, x = torchvision.models.vgg16(weights=None).eval().to(DEVICE), torch.randn(1, 3, 224, 224).to(DEVICE)
     frozen = relupath.freeze(model, x)
     layer = frozen.layer("features.15")
     (v,) = frozen.vjp({frozen.top: frozen.functional(CLASS).gradient}, [layer])
-    live = (v * layer.output)[0].nonzero()
+    live = (v * layer.output)[0].nonzero().cpu()
     some = [UnitPath.of([(layer.name, tuple(unit))]) for unit in live[torch.randperm(len(live))].tolist()]
     for count in sizes:
         yield count, partial(relupath.linear_models, frozen, some[:count], CLASS), partial(pass_, model, x)
@@ -49,10 +49,10 @@ def paths(sizes: Sequence[int]) -> Iterator[Point]:
 
 def depth(sizes: Sequence[int]) -> Iterator[Point]:
     """Algorithm 1 over all layers of plain networks of so many convolutions."""
-    x = torch.randn(1, 32, 56, 56)
+    x = torch.randn(1, 32, 56, 56).to(DEVICE)
     for count in sizes:
         convolutions = [m for _ in range(count) for m in (nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())]
-        model = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
+        model = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval().to(DEVICE)
         for module in model:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -62,23 +62,23 @@ def depth(sizes: Sequence[int]) -> Iterator[Point]:
 def resolution(sizes: Sequence[int]) -> Iterator[Point]:
     """Algorithm 1 over all layers of VGG-16's convolutions at pictures of so many pixels a side."""
     features = torchvision.models.vgg16(weights=None).features
-    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)).eval()
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)).eval().to(DEVICE)
     for side in sizes:
-        x = torch.randn(1, 3, side, side)
+        x = torch.randn(1, 3, side, side).to(DEVICE)
         yield side, partial(greedy, model, x), partial(pass_, model, x)
 
 
 def batch(sizes: Sequence[int]) -> Iterator[Point]:
     """The linear models of so many pictures."""
-    model = torchvision.models.resnet18(weights=None).eval()
+    model = torchvision.models.resnet18(weights=None).eval().to(DEVICE)
     for count in sizes:
-        x = torch.randn(count, 3, 224, 224)
+        x = torch.randn(count, 3, 224, 224).to(DEVICE)
         yield count, partial(whole, model, x), partial(pass_, model, x)
 
 
 def whole(model: nn.Module, x: Tensor) -> object:
     """The linear models of a batch."""
-    return relupath.linear_model(relupath.freeze(model, x), relupath.logit(torch.full((len(x),), CLASS)))
+    return relupath.linear_model(relupath.freeze(model, x), relupath.logit(torch.full((len(x),), CLASS, device=DEVICE)))
 
 
 def greedy(model: nn.Module, x: Tensor) -> object:
@@ -88,7 +88,7 @@ def greedy(model: nn.Module, x: Tensor) -> object:
 
 def pass_(model: nn.Module, x: Tensor) -> object:
     """A bare forward and backward pass."""
-    return bare(model, x, torch.full((len(x),), CLASS))
+    return bare(model, x, torch.full((len(x),), CLASS, device=DEVICE))
 
 
 SERIES: dict[str, tuple[Callable[[Sequence[int]], Iterator[Point]], list[int], str, int]] = {

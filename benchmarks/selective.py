@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import relupath
-from cost import bare, machine, timed
+from cost import DEVICE, bare, machine, timed
 
 CLASSES = 10
 
@@ -34,7 +34,7 @@ def network() -> nn.Sequential:
     for module in features:
         if isinstance(module, nn.ReLU):
             module.inplace = False
-    return nn.Sequential(*features, nn.Flatten(), *head).eval()
+    return nn.Sequential(*features, nn.Flatten(), *head).eval().to(DEVICE)
 
 
 def ours(model: nn.Sequential, x: Tensor, target: int, width: int) -> list[set[int]]:
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    model, x = network(), torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    model, x = network(), torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     target = int(model(x).argmax())
     a, b = ours(model, x, target, options.width), naive(model, x, target, options.width)
     same = statistics.mean(len(s & t) / max(1, len(s | t)) for s, t in zip(a, b, strict=True))

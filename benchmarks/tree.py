@@ -10,7 +10,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ import torchvision
 from tqdm import tqdm
 
 import relupath
-from cost import bare, machine, timed
+from cost import DEVICE, bare, machine, timed
 
 PARTITIONS = {"neurons": relupath.neurons, "channels": relupath.channels}
 CLASS = 3
@@ -31,13 +30,11 @@ def expansions(model: torch.nn.Module, x: torch.Tensor, partition: relupath.Part
     node = relupath.decompose(frozen, CLASS, layers=layers, partition=partition, width=12)
     found = []
     while True:
-        start = time.perf_counter()
-        children = node.children
-        seconds = time.perf_counter() - start
-        paths = [child for child in children if child.kind == "path"]
+        seconds = timed(lambda node=node: node.children)
+        paths = [child for child in node.children if child.kind == "path"]
         if not paths:
             return found
-        found.append((seconds, timed(bare, model, x, torch.tensor([CLASS]))))
+        found.append((seconds, timed(bare, model, x, torch.tensor([CLASS], device=DEVICE))))
         node = max(paths, key=lambda child: child.value)
 
 
@@ -54,11 +51,11 @@ def main() -> None:
     )
     for name in options.networks:
         torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None).eval()
+        model = torchvision.models.get_model(name, weights=None).eval().to(DEVICE)
         for said, partition in PARTITIONS.items():
             found = []
             for seed in tqdm(range(options.repeats), desc=f"{name}, {said}", file=sys.stderr):
-                x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
+                x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
                 found += expansions(model, x, partition)
             columns = [s for s, _ in found], [s / base for s, base in found]
             percentiles = [statistics.quantiles(column, n=20)[i] for column in columns for i in (9, 18)]
