@@ -1,10 +1,10 @@
-"""Insertion and deletion on CIFAR-10 with the authors' network, in our order of pixels and in theirs.
+"""Insertion and deletion on CIFAR-10 with the authors' network: the definition and the authors' code, side by side.
 
     python paper/cifar10.py --images test.zip --weights toycnn_cifar10.safetensors --output paper/expected/cifar10.json
 
 The archive holds ``test/<class>/*.jpg``; of each class the first images by name are taken. Of a ReLU network ``W x`` is
 Input x Gradient. ``saliency`` is the gradient as it is, which meets the authors' figures of that name, and
-``|gradient|`` its size.
+``|gradient|`` its size. ``masked`` is selective as ``authors.py`` does it.
 """
 
 import argparse
@@ -12,9 +12,10 @@ import io
 import json
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
@@ -24,13 +25,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import authors
 import relupath
 from relupath import metrics
+from relupath._search import Search
 from relupath.bridges import PathAttribution
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-ORDERS = {"channels summed": metrics.ranks, "by channel": metrics.channel_ranks}
+ORDERS = {
+    "channels summed": lambda maps: metrics.ranks(maps, range(len(maps))),
+    "by channel": lambda maps: metrics.channel_ranks(maps, range(len(maps))),
+    "by channel, unmixed": authors.ranks,
+}
+"""How pixels are ranked: equal values at random, but in the last, the order of the authors' code."""
+Method = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""From network, pictures and classes to maps."""
 MEASURES = {"insertion": metrics.insertion, "deletion": metrics.deletion}
 
 
@@ -59,22 +69,54 @@ def images(archive: Path, each: int) -> tuple[Tensor, Tensor]:
     return (x - mean) / std, torch.tensor(labels)
 
 
-def maps(model: nn.Module, x: Tensor, c: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Every method's maps for the predicted classes."""
+def paths(search: Search | None) -> Method:
+    """``W x`` of the network, or of what a search finds."""
+    return lambda model, x, c: PathAttribution(model, search).attribute(x, c)
+
+
+def gradient(model: nn.Module, x: Tensor, c: Tensor) -> Tensor:
+    """The gradient of the logit: of a ReLU network the weight of its linear model."""
     weight = relupath.linear_model(relupath.freeze(model, x), c).weight
-    yield "W x", weight * x
-    yield "saliency", weight
-    yield "|gradient|", weight.abs()
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def masked(width: int | None) -> Method:
+    """Selective as the authors' code does it."""
+    return lambda model, x, c: authors.selective(model, x, c, width)
+
+
+def methods() -> dict[str, Method]:
+    """Every method by its name."""
+    found: dict[str, Method] = {
+        "W x": paths(None),
+        "saliency": gradient,
+        "|gradient|": lambda model, x, c: gradient(model, x, c).abs(),
+    }
     for width in (1, 16, 64, None):
-        name = f"selective, {'unlimited' if width is None else f'width {width}'}"
-        yield name, PathAttribution(model, relupath.Selective(width=width)).attribute(x, c)
+        name = "unlimited" if width is None else f"width {width}"
+        found[f"selective, {name}"] = paths(relupath.Selective(width=width))
+        found[f"masked, {name}"] = masked(width)
     for search in (relupath.Greedy(), relupath.Mass(), relupath.Beam()):
-        yield type(search).__name__, PathAttribution(model, search).attribute(x, c)
-    yield "random", torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+        found[type(search).__name__] = paths(search)
+    found["random"] = lambda model, x, c: torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+    found["zeros"] = lambda model, x, c: torch.zeros_like(x)
+    return found
+
+
+def figures(model: nn.Module, x: Tensor, c: Tensor, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """For some methods, by name, and each order of the pixels: the mean areas with their intervals."""
+    known = methods()
+    for name in names:
+        found = known[name](model, x, c)
+        for order, ranks in ORDERS.items():
+            places = ranks(found)
+            areas = {word: metrics.interval(measure(model, x, c, places).area) for word, measure in MEASURES.items()}
+            yield {"method": name, "order": order, **{word: asdict(area) for word, area in areas.items()}}
 
 
 def main() -> None:
-    """Measure every method in both orders of pixels, and print the table."""
+    """Measure every method in every order of pixels, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, required=True, help="test.zip of CIFAR-10 as JPEG")
     parser.add_argument("--weights", type=Path, required=True)
@@ -85,15 +127,13 @@ def main() -> None:
     model.load_state_dict(load_file(options.weights))
     x, labels = images(options.images, options.each)
     c = model(x).argmax(1)
-    report = {"images": len(x), "accuracy": float((c == labels).double().mean()), "figures": []}
-    print(f"{'method':<22}{'order':<18}" + "".join(f"{name:<24}" for name in MEASURES))
-    for method, found in tqdm(maps(model, x, c), total=11, file=sys.stderr):
-        for order, ranks in ORDERS.items():
-            places = ranks(found, range(len(x)))
-            areas = {name: metrics.interval(measure(model, x, c, places).area) for name, measure in MEASURES.items()}
-            cells = [f"{i.mean:.3f}  {i.low:.3f} to {i.high:.3f}" for i in areas.values()]
-            print(f"{method:<22}{order:<18}" + "".join(f"{cell:<24}" for cell in cells))
-            report["figures"].append({"method": method, "order": order, **{k: asdict(i) for k, i in areas.items()}})
+    report: dict[str, Any] = {"images": len(x), "accuracy": float((c == labels).double().mean()), "figures": []}
+    print(f"{'method':<22}{'order':<22}" + "".join(f"{name:<24}" for name in MEASURES))
+    for row in tqdm(figures(model, x, c, methods()), total=len(methods()) * len(ORDERS), file=sys.stderr):
+        areas = [row[name] for name in MEASURES]
+        cells = "".join(f"{a['mean']:.3f}  {a['low']:.3f} to {a['high']:.3f}".ljust(24) for a in areas)
+        print(f"{row['method']:<22}{row['order']:<22}{cells}", flush=True)
+        report["figures"].append(row)
     if options.output:
         options.output.write_text(json.dumps(report, indent=1) + "\n")
 
