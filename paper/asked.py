@@ -1,0 +1,78 @@
+"""What the scripts of the figures share: which model and pictures are asked for, and numbers in a file."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from relupath import creatures, files, images, models
+
+FIRST = creatures.FIRST_UNSEEN_SEED
+Asked = tuple[models.Classifier, list[images.Picture]]
+
+
+def parser(doc: str, count: int) -> argparse.ArgumentParser:
+    """The options of a figure: its model and pictures as ``relupath explain`` takes them, and what is written."""
+    found = argparse.ArgumentParser(description=doc.splitlines()[0])
+    found.add_argument("--model", default="creatures", help="as relupath explain takes it (default: %(default)s)")
+    found.add_argument("--weights", type=Path, help="state dict of the model")
+    found.add_argument("--labels", type=Path, help="class names, one a line")
+    found.add_argument("--photos", type=Path, nargs="+", help="pictures and folders of them; without, creatures")
+    found.add_argument("--count", type=int, default=count, help="pictures, spread evenly (default: %(default)s)")
+    found.add_argument("--json", type=Path, help="write the numbers here")
+    return found
+
+
+def given(options: argparse.Namespace) -> Asked:
+    """The classifier and the pictures."""
+    classifier = models.load(options.model, options.weights, options.labels)
+    if options.photos is None:
+        return classifier, [scene(FIRST + number) for number in range(options.count)]
+    found = files.pictures(options.photos)
+    count = min(options.count, len(found))
+    return classifier, [images.read(found[number * len(found) // count]) for number in range(count)]
+
+
+def scene(seed: int) -> images.Picture:
+    """A scene of creatures as a picture."""
+    return images.Picture(Image.fromarray(creatures.draw(seed).image), f"scene {seed}")
+
+
+def rounded(numbers: Any) -> Any:
+    """Every float with six digits, which is what float32 holds."""
+    if isinstance(numbers, dict):
+        return {key: rounded(value) for key, value in numbers.items()}
+    if isinstance(numbers, (list, tuple)):
+        return [rounded(value) for value in numbers]
+    return float(f"{numbers:.6g}") if isinstance(numbers, float) else numbers
+
+
+def write(path: Path | None, numbers: dict[str, Any]) -> None:
+    """Write numbers as JSON, a row of a matrix on one line."""
+    if path is None:
+        return
+    files.writable(path, (".json",))
+    with files.replacing(path) as draft:
+        draft.write_text(_text(rounded(numbers)) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+
+
+def alike(one: Float[np.ndarray, "H W"], other: Float[np.ndarray, "H W"]) -> float:
+    """The correlation of two maps; 0 where one is constant."""
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) if one.std() and other.std() else 0.0
+
+
+def _text(numbers: Any, indent: str = "") -> str:
+    """JSON in which what holds no further list or dictionary stands on one line."""
+    inner = numbers.values() if isinstance(numbers, dict) else numbers if isinstance(numbers, list) else ()
+    if not any(isinstance(value, (dict, list)) for value in inner):
+        return json.dumps(numbers, allow_nan=False)
+    deeper = indent + " "
+    if isinstance(numbers, dict):
+        rows = [f"{deeper}{json.dumps(key)}: {_text(value, deeper)}" for key, value in numbers.items()]
+        return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(deeper + _text(value, deeper) for value in numbers) + f"\n{indent}]"

@@ -1,0 +1,140 @@
+"""The scripts of the figures give the numbers that are checked in beside them, and what they call those is that."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import asked
+import figure1
+import figure2
+import figure3
+from relupath import creatures, models, neurons
+from relupath.elsewhere import elsewhere
+
+EXPECTED = Path(__file__).parents[1] / "paper" / "expected"
+FEW = 4
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return models.load("creatures")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [asked.scene(asked.FIRST + number) for number in range(FEW)]
+
+
+def expected(name):
+    return json.loads((EXPECTED / f"{name}.json").read_text())
+
+
+def near(numbers):
+    """A hundredth apart at most: round-off in float32, and nothing else."""
+    return pytest.approx(numbers, rel=0.01, abs=1e-6)
+
+
+def test_figure_1_on_a_few_scenes_is_a_corner_of_the_one_checked_in(classifier, pictures):
+    found, want = figure1.measured(classifier, pictures), expected("figure1")
+    assert [*found["models"]] == [*want["models"]]
+    assert found["pictures"] == want["pictures"][:FEW]
+    assert found["classes"] == want["classes"][:FEW]
+    for name, model in found["models"].items():
+        like = want["models"][name]
+        values = np.array(like["values"])[:FEW, :FEW]
+        scale = abs(values).max()
+        assert np.array(model["values"]) / scale == pytest.approx(values / scale, abs=0.002), name
+        assert np.array(model["bias"]) / scale == pytest.approx(np.array(like["bias"][:FEW]) / scale, abs=0.002), name
+
+
+def test_figure_1_of_the_whole_network_is_what_elsewhere_gives(classifier, pictures):
+    found = figure1.measured(classifier, pictures)["models"][figure1.WHOLE]
+    assert np.array(found["values"]) == near(elsewhere(classifier, pictures).values[0])
+
+
+def test_the_summary_of_figure_1_is_that_of_the_numbers_checked_in():
+    want = expected("figure1")
+    for model in want["models"].values():
+        got = figure1.summary(np.array(model["values"]), np.array(model["bias"]), want["classes"])
+        for word, value in got.items():
+            assert value == near(model[word])
+
+
+def test_a_model_that_says_the_same_everywhere_is_called_biased():
+    bias = np.array([5.0, 5, 5, 5])
+    same = figure1.summary(np.full((4, 4), 5.0) + 1e-9 * np.arange(4), bias, [0, 0, 1, 1])
+    assert same["bias_share"] == near(1)
+    assert same["same_elsewhere"] == near(1)
+    own = figure1.summary(np.array([[5.0, 4, 0, 0], [4, 5, 0, 1], [0, 0, 5, 4], [1, 0, 4, 5]]), 0 * bias, [0, 0, 1, 1])
+    assert own["bias_share"] == 0
+    assert own["tells_class"] == 1
+    assert own["stands_out"] == near((5 - 5 / 3) / np.std([4, 0, 1]) / 2 + (5 - 4 / 3) / np.std([4, 0, 0]) / 2)
+    alone = figure1.summary(np.eye(3), np.zeros(3), [0, 1, 2])
+    assert alone["tells_class"] is None, "no two inputs are of one class"
+    assert alone["stands_out"] is None, "the others are all alike"
+
+
+def test_figure_2_gives_the_rows_checked_in(classifier, pictures):
+    for picture, want in zip(pictures, expected("figure2")["rows"], strict=False):
+        got = figure2.measured(figure2.explained(classifier, picture, neurons))
+        assert [*got] == [*want]
+        for word, value in got.items():
+            assert value == (
+                want[word] if isinstance(value, (str, int)) or word == "parts_that_differ" else near(want[word])
+            )
+
+
+def test_figure_2_knows_in_which_parts_the_two_classes_differ():
+    for row in expected("figure2")["rows"]:
+        one, other = (creatures.parts_of(creatures.CLASSES.index(row[role])) for role in ("target", "plausible"))
+        assert set(row["parts_that_differ"]) == set(one) - set(other)
+        assert row["target_logit"] > row["plausible_logit"]
+
+
+def test_figure_3_gives_the_rows_checked_in(classifier, pictures):
+    for picture, want in zip(pictures[:2], expected("figure3")["rows"], strict=False):
+        got = figure3.measured(figure3.explained(classifier, picture, "neurons"))
+        assert got["tree_error"] < 1e-5
+        assert got["layers"] == want["layers"]
+        assert np.log(got["held"]) == pytest.approx(np.log(want["held"]), abs=0.02)
+        assert got["extent"] == pytest.approx(want["extent"], abs=0.002)
+        assert got["alike"] == pytest.approx(want["alike"], abs=0.002)
+
+
+def test_the_extent_counts_the_fewest_pixels_that_hold_nine_tenths():
+    assert figure3.extent(np.array([[0.0, 8, -1], [0.5, 0.5, 0]])) == near(2 / 6)
+    assert figure3.extent(np.ones((10, 10))) == near(0.9)
+    assert figure3.extent(np.zeros((2, 2))) == 0
+
+
+def test_thin_paths_show_more_than_deep_ones():
+    medians = expected("figure3")["medians"]
+    assert medians["tree_error"] < 1e-5
+    for word in ("held", "extent"):
+        assert medians[word] == sorted(medians[word], reverse=True)
+
+
+@pytest.mark.parametrize("script", [figure1, figure2, figure3])
+def test_the_scripts_run_on_pictures_of_ones_own(script, tmp_path, monkeypatch, unchecked):
+    count = 3 if script is figure1 else 1
+    for number in range(count):
+        asked.scene(number).image.save(tmp_path / f"{number}.png")
+    output = tmp_path / "figure1.png" if script is figure1 else tmp_path / "drawn"
+    words = ["--photos", tmp_path, "--count", count, "--json", tmp_path / "found.json", "--output", output]
+    monkeypatch.setattr(sys, "argv", ["figure", *map(str, words)])
+    script.main()
+    found = json.loads((tmp_path / "found.json").read_text())
+    names = found["pictures"] if script is figure1 else [row["picture"] for row in found["rows"]]
+    assert names == [f"{number}.png" for number in range(count)]
+    assert output.is_file() or set(names) <= {file.name for file in output.iterdir()}
+
+
+def test_numbers_are_written_a_row_a_line(tmp_path):
+    numbers = {"a": [[1.23456789, 2], [3, 4]], "b": {"c": "x", "d": None}, "e": []}
+    asked.write(tmp_path / "some.json", numbers)
+    text = (tmp_path / "some.json").read_text()
+    assert json.loads(text) == {"a": [[1.23457, 2], [3, 4]], "b": {"c": "x", "d": None}, "e": []}
+    assert text.splitlines()[2] == "  [1.23457, 2],"
