@@ -1,0 +1,284 @@
+"""The paper's table: insertion and deletion of paths beside the field's maps; chosen on one half, told of the other.
+
+    python paper/table.py --network cifar10 --images test.zip --weights toycnn_cifar10.safetensors --records c.jsonl
+    python paper/table.py --network squeezenet --images FOLDER --weights squeezenet1_0.safetensors --records s.jsonl
+
+Each image is one line of the records, so that a run that was stopped goes on where it ended. Images are taken in an
+order mixed once. Among our searches the best are chosen on the images of even number, by insertion, by deletion, and by
+their difference; all figures are those of the images of odd number. Every method is compared, image by image, with the
+peers that insert and that delete best on these.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import asked
+import cifar10
+import peers
+import relupath
+from relupath import files, images, metrics, models
+from relupath._contributions import contributions
+from relupath._partitions import Partition
+from relupath._search import Search
+from relupath.errors import UsageError
+
+MEASURES = ("insertion", "deletion", "insertion by channel", "deletion by channel")
+CONTROL = "random"
+CHOICES: dict[str, Callable[[float, float], float]] = {
+    "insertion": lambda insertion, deletion: insertion,
+    "deletion": lambda insertion, deletion: -deletion,
+    "insertion less deletion": lambda insertion, deletion: insertion - deletion,
+}
+Ours = Callable[[relupath.Frozen, Tensor], Tensor]
+"""From the frozen network and the classes to maps."""
+READINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "size": lambda found: found.sum(1).abs(),
+    "positive": lambda found: found.clamp(min=0),
+}
+"""Other readings of ``W x``: the size of a pixel's contribution, or what of its channels is positive."""
+FIRST = 4
+"""So many images are written one by one beside the figures, for a test."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network, its pictures, and what is measured on them.
+
+    Attributes:
+        model: the network.
+        names: of the pictures, in the order in which they are measured.
+        pictures: from numbers to the network's inputs.
+        peers: the field's methods.
+        searches: ours, by name.
+    """
+
+    model: nn.Module
+    names: Sequence[str]
+    pictures: Callable[[Sequence[int]], Tensor]
+    peers: Mapping[str, peers.Method]
+    searches: Mapping[str, Ours]
+
+
+def of_cifar10(place: Path, weights: Path) -> Task:
+    """The authors' network and the first hundred images of every class."""
+    model = cifar10.network()
+    model.load_state_dict(load_file(weights))
+    each = 100
+    x, _ = cifar10.images(place, each)
+    order = _mixed(len(x))
+    names = [f"{cifar10.CLASSES[n // each]} {n % each}" for n in order]
+    field = peers.methods(model, "features.8", "features.7")
+    found = searches((16, 64, 256, None), (1, 2, None), (1, 2, None))
+    return Task(model, names, lambda numbers: x[[order[n] for n in numbers]], field, found)
+
+
+def of_squeezenet(place: Path, weights: Path) -> Task:
+    """SqueezeNet 1.0 on ImageNet photos."""
+    classifier = models.load("torchvision/squeezenet1_0", weights)
+    known = files.pictures([place])
+    photos = [known[n] for n in _mixed(len(known))]
+
+    def pictures(numbers: Sequence[int]) -> Tensor:
+        return torch.stack([classifier.prepare(images.read(photos[n]).image) for n in numbers])
+
+    field = peers.methods(classifier.model, "features.12", "features.12")
+    found = searches((64, 1024, 16384, None), (1, 5, 10, None), (1, 5, None))
+    return Task(classifier.model, [photo.name for photo in photos], pictures, field, found)
+
+
+def _mixed(count: int) -> list[int]:
+    """Numbers in an order mixed once, so that any first images are of all classes, and each half of them too."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def searches(widths: Sequence[int | None], depths: Sequence[int | None], few: Sequence[int | None]) -> dict[str, Ours]:
+    """Our maps by name: selective at widths and depths, the others at a few depths, and some read in other ways."""
+    neurons, channels, places = relupath.neurons, relupath.channels, relupath.locations
+    found: dict[str, Ours] = {}
+    for depth in depths:
+        for width in widths:
+            found[_name("Selective", f"width {width or 'any'}", depth)] = ours(
+                relupath.Selective(width, depth), neurons
+            )
+    for depth in few:
+        found[_name("Selective channels", "width any", depth)] = ours(relupath.Selective(None, depth), channels)
+        for share in (0.5, 0.9):
+            found[_name("Mass", f"share {share}", depth)] = ours(relupath.Mass(share, depth), neurons)
+        found[_name("Mass channels", "share 0.9", depth)] = ours(relupath.Mass(0.9, depth), channels)
+        found[_name("Mass locations", "share 0.9", depth)] = ours(relupath.Mass(0.9, depth), places)
+    found["Greedy"] = ours(relupath.Greedy(), neurons)
+    found["Beam"] = ours(relupath.Beam(8), neurons)
+    sets = {"Selective, width any": relupath.Selective(None), "Mass, share 0.9": relupath.Mass(0.9)}
+    for word, reading in READINGS.items():
+        found[f"W x, {word}"] = ours(None, neurons, reading)
+        for name, search in sets.items():
+            found[f"{_name(*name.split(', '), None)}, {word}"] = ours(search, neurons, reading)
+    return found
+
+
+def ours(
+    search: Search | None, partition: Partition, reading: Callable[[Tensor], Tensor] = lambda found: found
+) -> Ours:
+    """``W x`` of what a search finds, or of the whole network, read in some way."""
+    return lambda frozen, c: reading(contributions(frozen, c, search, partition=partition)[0])
+
+
+def _name(search: str, setting: str, depth: int | None) -> str:
+    return f"{search}, {setting}, {'all layers' if depth is None else f'{depth} layer' + 's' * (depth > 1)}"
+
+
+def maps(task: Task, x: Tensor, c: Tensor, numbers: Sequence[int], names: Sequence[str]) -> Iterator[Tensor]:
+    """The maps of the named methods for some pictures."""
+    frozen = relupath.freeze(task.model, x)
+    for name in names:
+        if name == CONTROL:
+            yield torch.stack([torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(n)) for n in numbers])
+        elif name in task.peers:
+            torch.manual_seed(numbers[0])
+            yield task.peers[name](x, c)
+        else:
+            yield task.searches[name](frozen, c)
+
+
+def measured(task: Task, numbers: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One record a picture: for every method the areas, in the order of ``MEASURES``."""
+    x = task.pictures(numbers)
+    with torch.no_grad():
+        c = task.model(x).argmax(1)
+    areas = []
+    for found in maps(task, x, c, numbers, names):
+        orders = [metrics.ranks(found, numbers), metrics.channel_ranks(found, numbers)]
+        curves = [f(task.model, x, c, order) for order in orders for f in (metrics.insertion, metrics.deletion)]
+        areas.append(torch.stack([curve.area for curve in curves], 1))
+    rows = torch.stack(areas, 1).tolist()
+    return [
+        {"number": n, "image": task.names[n], "class": k, "areas": dict(zip(names, asked.rounded(row), strict=True))}
+        for n, k, row in zip(numbers, c.tolist(), rows, strict=True)
+    ]
+
+
+def read(path: Path) -> dict[int, dict[str, Any]]:
+    """The records by number, each with all that was measured of it; a line that breaks off is passed over."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        found.setdefault(record["number"], record)["areas"].update(record["areas"])
+    return found
+
+
+def filled(task: Task, path: Path, count: int, names: Sequence[str], batch: int) -> dict[int, dict[str, Any]]:
+    """The records of the first images, of which what is missing is measured and written.
+
+    Raises:
+        UsageError: the records are of other images.
+    """
+    wanted = range(min(count, len(task.names)))
+    known = read(path)
+    for n, record in known.items():
+        if n >= len(task.names) or record["image"] != task.names[n]:
+            raise UsageError(f"{path} is of other images (number {n} is {record['image']}): give another file")
+    missing = {n: [name for name in names if n not in known or name not in known[n]["areas"]] for n in wanted}
+    open_ones = [n for n in wanted if missing[n]]
+    with path.open("a") as out, tqdm(total=len(open_ones), file=sys.stderr, disable=None) as bar:
+        out.write("\n" * bool(open_ones))  # ends a line that broke off
+        for start in range(0, len(open_ones), batch):
+            some = open_ones[start : start + batch]
+            absent = [name for name in names if any(name in missing[n] for n in some)]
+            out.writelines(json.dumps(record) + "\n" for record in measured(task, some, absent))
+            out.flush()
+            bar.update(len(some))
+    return {n: record for n, record in read(path).items() if n in wanted}
+
+
+def report(task: Task, records: Mapping[int, dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """What the images of odd number say, of all methods and of the searches chosen on the others."""
+    numbers = sorted(records)
+    areas = torch.tensor([[records[n]["areas"][name] for name in names] for n in numbers], dtype=torch.float64)
+    odd = torch.tensor(numbers) % 2 == 1
+    ours, field = ([k for k, name in enumerate(names) if name in own] for own in (task.searches, task.peers))
+    orders = {}
+    for order, first in (("channels summed", 0), ("by channel", 2)):
+        pair, chosen = areas[:, :, first : first + 2], {}
+        for choice, score in CHOICES.items():
+            scores = {k: score(*pair[~odd, k].mean(0).tolist()) for k in ours}
+            chosen[choice] = names[max(scores, key=scores.__getitem__)] if scores else None
+        rivals = [max(field, key=lambda k, m=m, sign=sign: sign * float(pair[odd, k, m].mean()))
+                  for m, sign in ((0, 1), (1, -1))] if field else []  # fmt: skip
+        rows = {name: _row(pair[odd, k], [pair[odd, rival] for rival in rivals]) for k, name in enumerate(names)}
+        best = dict(zip(("insertion", "deletion"), (names[rival] for rival in rivals), strict=False))
+        orders[order] = {"best_peer": best, "chosen": chosen, "methods": rows}
+    first_ones = [records[n] for n in numbers[:FIRST]]
+    return {"chosen_on": int((~odd).sum()), "reported_on": int(odd.sum()), "orders": orders, "first": first_ones}
+
+
+def _row(own: Tensor, rivals: Sequence[Tensor]) -> dict[str, Any]:
+    """Means with intervals, and the differences to the best peer, image by image."""
+    row: dict[str, Any] = {}
+    for m, measure in enumerate(("insertion", "deletion")):
+        row[measure] = asdict(metrics.interval(own[:, m]))
+        if rivals:
+            row[f"{measure}_less_best_peer"] = asdict(metrics.interval(own[:, m] - rivals[m][:, m]))
+    return asked.rounded(row)
+
+
+def table(task: Task, found: Mapping[str, Any], order: str) -> str:
+    """Peers, the chosen searches and the control, one line each, in Markdown."""
+    part = found["orders"][order]
+    chosen: dict[str, list[str]] = {}
+    for choice, name in part["chosen"].items():
+        chosen.setdefault(name, []).append(choice)
+    lines = [f"{order}, {found['reported_on']} images", "", "| method | insertion | deletion | less best peer |"]
+    lines.append("|---|---|---|---|")
+    for name, row in part["methods"].items():
+        if name in task.searches and name not in chosen:
+            continue
+        cells = [_cell(row[measure]) for measure in ("insertion", "deletion")]
+        less = [_cell(row[f"{m}_less_best_peer"]) for m in ("insertion", "deletion") if f"{m}_less_best_peer" in row]
+        word = f" (best by {' and '.join(chosen[name])})" if name in chosen else ""
+        lines.append(f"| {name}{word} | {' | '.join(cells)} | {'; '.join(less)} |")
+    return "\n".join(lines)
+
+
+def _cell(interval: Mapping[str, float]) -> str:
+    return f"{interval['mean']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+
+
+def main() -> None:
+    """Measure what is not in the records yet, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=("cifar10", "squeezenet"), default="cifar10")
+    parser.add_argument("--images", type=Path, required=True, help="test.zip of CIFAR-10, or a folder of photos")
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--records", type=Path, required=True, help="JSON lines, one an image; they are added to")
+    parser.add_argument("--count", type=int, default=500, help="so many images (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=20, help="images at a time (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", help="only these; all if not given")
+    parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
+    options = parser.parse_args()
+    task = {"cifar10": of_cifar10, "squeezenet": of_squeezenet}[options.network](options.images, options.weights)
+    known = [*task.peers, *task.searches, CONTROL]
+    names = options.methods or known
+    if unknown := {*names} - {*known}:
+        parser.error(f"no method is named {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    records = filled(task, options.records, options.count, names, options.batch)
+    found = {"network": options.network, **report(task, records, names)}
+    for order in found["orders"]:
+        print(table(task, found, order), end="\n\n")
+    asked.write(options.output, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The paper's table: peers against what is known of them, runs that go on, halves kept apart, figures made anew."""
+
+import json
+
+import pytest
+import torch
+from captum.attr import LayerGradCam
+from torch import nn
+
+import peers
+import table
+from nets import randomise
+from relupath import Mass, Selective, channels, freeze, neurons
+from relupath._contributions import contributions
+from relupath.errors import UsageError
+from relupath.metrics import interval
+
+
+@pytest.fixture
+def model():
+    parts = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 4)
+    return randomise(nn.Sequential(*parts), 0).eval()
+
+
+@pytest.fixture
+def task(model):
+    x = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    searches = {"mass": table.ours(Mass(), neurons), "selective": table.ours(Selective(2), channels)}
+    found = peers.methods(model, "3", "3")
+    few = {name: found[name] for name in ("Saliency", "SmoothGrad")}
+    return table.Task(model, [f"image {n}" for n in range(9)], lambda numbers: x[[*numbers]], few, searches)
+
+
+NAMES = ["Saliency", "SmoothGrad", "mass", "selective", "random"]
+
+
+def test_peers_are_what_their_names_say(model):
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    c = torch.tensor([0, 3, 1])
+    found = {name: method(x, c) for name, method in peers.methods(model, "3", "3").items()}
+    whole = contributions(freeze(model, x), c)[0]
+    assert torch.allclose(found["Input x Gradient"], whole)
+    assert torch.allclose(found["Saliency, signed"] * x, whole)
+    assert torch.equal(found["Saliency"], found["Saliency, signed"].abs())
+    assert (found["SmoothGrad"] >= 0).all()
+    assert not torch.allclose(found["SmoothGrad"], found["Saliency"], rtol=0.01)
+    gained = (model(x) - model(0 * x)).gather(1, c[:, None])[:, 0]
+    assert torch.allclose(
+        found["Integrated Gradients"].flatten(1).sum(1), gained, atol=0.02 * float(gained.abs().max())
+    )
+    cam = LayerGradCam(model, model[3]).attribute(x, c).relu()
+    assert found["Grad-CAM"].shape == (3, 8, 8)
+    assert torch.equal(found["Grad-CAM"].flatten(1).amax(1) > 0, cam.flatten(1).amax(1) > 0)
+    for name in ("LRP, epsilon-plus", "LRP, gamma-box", "Guided Backprop", "Guided Grad-CAM"):
+        assert found[name].shape == x.shape
+        assert found[name].isfinite().all()
+    assert model[1].inplace, "the model itself stays as it is"
+
+
+def test_relevance_is_kept_down_to_the_input_where_there_is_no_bias(model):
+    for module in (model[0], model[2], model[5]):
+        nn.init.zeros_(module.bias)
+    relevance = peers.methods(model, "3", "3")["LRP, epsilon-plus"]
+    x = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    assert torch.allclose(relevance(x, model(x).argmax(1)).flatten(1).sum(1), torch.ones(()).double(), atol=1e-3)
+
+
+def test_a_run_that_was_stopped_goes_on_and_gives_the_same(task, tmp_path):
+    whole = table.filled(task, tmp_path / "whole.jsonl", 9, NAMES, 1)
+    path = tmp_path / "stopped.jsonl"
+    table.filled(task, path, 5, NAMES, 1)
+    path.write_text(path.read_text()[:-40])
+    asked = []
+    given = task.pictures
+    counted = table.Task(
+        task.model, task.names, lambda numbers: (asked.extend(numbers), given(numbers))[1], task.peers, task.searches
+    )
+    assert table.filled(counted, path, 9, NAMES, 1) == whole
+    assert asked == [4, 5, 6, 7, 8]
+    assert table.filled(counted, path, 9, NAMES, 1) == whole
+    assert len(asked) == 5, "nothing was left to do"
+    assert [*table.filled(counted, path, 3, NAMES, 1)] == [0, 1, 2]
+
+
+def test_records_of_other_images_are_refused(task, tmp_path):
+    path = tmp_path / "other.jsonl"
+    path.write_text('{"number": 3, "image": "dog 3", "areas": {}}\n')
+    with pytest.raises(UsageError, match=r"of other images \(number 3 is dog 3\)"):
+        table.filled(task, path, 2, ["mass"], 2)
+
+
+def test_a_new_method_is_measured_beside_those_already_there(task, tmp_path):
+    path = tmp_path / "some.jsonl"
+    table.filled(task, path, 2, ["mass"], 2)
+    assert {*table.filled(task, path, 2, ["mass", "random"], 2)[1]["areas"]} == {"mass", "random"}
+    written = [json.loads(line) for line in path.read_text().splitlines() if line]
+    assert [[*record["areas"]] for record in written] == [["mass"], ["mass"], ["random"], ["random"]]
+
+
+def test_maps_are_read_by_size_and_by_what_is_positive(model):
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    frozen, c = freeze(model, x), torch.tensor([0, 1])
+    whole = contributions(frozen, c)[0]
+    found = table.searches((1,), (1,), (1,))
+    assert torch.equal(found["W x, size"](frozen, c), whole.sum(1).abs())
+    assert torch.equal(found["W x, positive"](frozen, c), whole.relu())
+
+
+def test_pictures_measured_together_are_measured_as_apart(task):
+    names = ["Saliency", "mass", "selective", "random"]
+    together = table.measured(task, [2, 5, 7], names)
+    for n, record in zip((2, 5, 7), together, strict=True):
+        (alone,) = table.measured(task, [n], names)
+        assert {k: alone[k] for k in ("number", "image", "class")} == {
+            k: record[k] for k in ("number", "image", "class")
+        }
+        for name in names:
+            assert alone["areas"][name] == pytest.approx(record["areas"][name], abs=1e-6)
+
+
+def test_searches_are_chosen_on_one_half_and_told_of_the_other(task):
+    even = {"Saliency": [0.5, 0.5], "SmoothGrad": [0.4, 0.2], "mass": [0.9, 0.6], "selective": [0.7, 0.1]}
+    odd = {"Saliency": [0.6, 0.3], "SmoothGrad": [0.5, 0.1], "mass": [0.1, 0.1], "selective": [0.8, 0.2]}
+    records = {}
+    for n in range(8):
+        half = odd if n % 2 else even
+        nudge = 0.01 * (n // 2)
+        records[n] = {"number": n, "areas": {k: [a + nudge, b, b, a] for k, (a, b) in half.items()}}
+    found = table.report(task, records, [*even])
+    assert (found["chosen_on"], found["reported_on"]) == (4, 4)
+    summed, apart = found["orders"]["channels summed"], found["orders"]["by channel"]
+    assert summed["chosen"] == {"insertion": "mass", "deletion": "selective", "insertion less deletion": "selective"}
+    assert apart["chosen"] == {"insertion": "mass", "deletion": "selective", "insertion less deletion": "mass"}
+    assert summed["best_peer"] == {"insertion": "Saliency", "deletion": "SmoothGrad"}
+    row = summed["methods"]["selective"]
+    assert row["insertion"]["mean"] == pytest.approx(0.815)
+    assert row["insertion_less_best_peer"]["mean"] == pytest.approx(0.2)
+    assert row["insertion_less_best_peer"]["low"] == pytest.approx(0.2), "each picture against itself"
+    assert row["deletion_less_best_peer"]["mean"] == pytest.approx(0.1)
+    own = interval(torch.tensor([0.8, 0.81, 0.82, 0.83]))
+    assert row["insertion"]["low"] == pytest.approx(own.low)
+    text = table.table(task, {**found}, "channels summed")
+    assert "| selective (best by deletion and insertion less deletion) | 0.815" in text
+    assert "| mass (best by insertion) | 0.115" in text
