@@ -1,6 +1,7 @@
 """The paper's table: peers against what is known of them, runs that go on, halves kept apart, figures made anew."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from relupath import Mass, Selective, channels, freeze, neurons
 from relupath._contributions import contributions
 from relupath.errors import UsageError
 from relupath.metrics import interval
+
+EXPECTED = Path(__file__).parents[1] / "paper" / "expected" / "table-cifar10.json"
 
 
 @pytest.fixture
@@ -142,3 +145,30 @@ def test_searches_are_chosen_on_one_half_and_told_of_the_other(task):
     text = table.table(task, {**found}, "channels summed")
     assert "| selective (best by deletion and insertion less deletion) | 0.815" in text
     assert "| mass (best by insertion) | 0.115" in text
+
+
+def test_the_first_images_give_the_areas_checked_in(data, unchecked):
+    want = json.loads(EXPECTED.read_text())
+    task = table.of_cifar10(data / "cifar10" / "test.zip", data / "toycnn_cifar10.safetensors")
+    names = [
+        "Input x Gradient",
+        "LRP, epsilon-plus",
+        "Selective, width 64, all layers",
+        "Mass, share 0.9, 2 layers",
+        "random",
+    ]
+    found = table.measured(task, [record["number"] for record in want["first"]], names)
+    for record, like in zip(found, want["first"], strict=True):
+        assert (record["image"], record["class"]) == (like["image"], like["class"])
+        for name in names:
+            assert record["areas"][name] == pytest.approx(like["areas"][name], abs=0.003)
+
+
+def test_the_table_was_made_of_all_methods_on_two_halves():
+    want = json.loads(EXPECTED.read_text())
+    assert min(want["chosen_on"], want["reported_on"]) >= 100
+    for part in want["orders"].values():
+        rows = part["methods"]
+        best = max((rows[name]["insertion"]["mean"], name) for name in part["best_peer"].values())
+        assert best[1] == part["best_peer"]["insertion"]
+        assert rows[part["best_peer"]["deletion"]]["deletion_less_best_peer"]["mean"] == 0
