@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from asserts import assert_adds_up, assert_nodes_are_their_paths, assert_untouched, nodes
 from cases import architectures
-from nets import build, deep, example, inputs, layered
+from nets import build, deep, example, inputs, layered, randomise
 from relupath import Beam, Node, channels, decompose, find_paths, freeze, locations, logit
-from relupath.errors import PathError, RelupathError
+from relupath.errors import IncompleteError, PathError, RelupathError
 
 
 @settings(max_examples=7)
@@ -34,6 +35,36 @@ def test_a_chain_has_no_routes_around_a_layer_and_a_skip_has():
         kinds[name] = {node.kind for node in nodes(tree)}
     assert kinds["vgg"] == {"path", "rest", "bias"}
     assert kinds["resnet"] == {"path", "rest", "bias", "by-pass"}
+
+
+class Around(nn.Module):
+    """A small skip beside a hidden layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.k = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(6, 3, bias=False)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))) + 0.15 * self.k(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_small_route_around_counts_in_every_precision(dtype):
+    model = randomise(Around(), 1).to(dtype).eval()
+    tree = decompose(freeze(model, example((6,), 4, 1).to(dtype)), 0)
+    whole, part = (sum(float(w.double().sum()) for w in node.contribution) for node in (tree, tree.children[-1]))
+    assert tree.children[-1].kind == "by-pass"
+    assert part != 0
+    tiny = 16 * torch.finfo(dtype).eps * max(abs(child.value) for child in tree.children)
+    assert abs(sum(child.value for child in tree.children) - tree.value) <= tiny
+    assert abs(sum(float(w.double().sum()) for c in tree.children for w in c.contribution) - whole) <= 4 * tiny
+
+
+def test_a_level_that_does_not_add_up_is_refused(monkeypatch):
+    monkeypatch.setattr("relupath._decompose.by_pass", lambda *_: False)
+    tree = decompose(freeze(build("resnet"), inputs("resnet", batch=1)), 0, width=3)
+    with pytest.raises(IncompleteError, match=r"does not add up to the node above \(relative error"):
+        tree.expand(4)
 
 
 def test_the_bias_node_is_what_the_constants_between_two_layers_add():

@@ -954,11 +954,19 @@ def test_a_stream_that_is_closed_half_way_leaves_the_model_as_it_was():
     with assert_untouched(model):
         stream = freeze_each(model, x)
         frozen = next(stream)
-        stream.close()
-        with pytest.raises(StopIteration):
-            next(stream)
+        del stream
     assert torch.equal(model(x), before)
     assert_complete(frozen, 0)
+
+
+def test_a_refused_input_does_not_end_the_stream():
+    model, x = build("mlp"), inputs("mlp", batch=3)
+    x[1] = torch.nan
+    stream = freeze_each(model, x)
+    next(stream)
+    with pytest.raises(InputError, match="NaN"):
+        next(stream)
+    assert torch.equal(next(stream).inputs[0].output, x[2:])
 
 
 def test_nothing_runs_before_it_is_asked_for():

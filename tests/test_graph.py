@@ -32,6 +32,21 @@ def test_a_sparse_cotangent_is_the_dense_one(name):
             assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.ReLU6, nn.Softplus, nn.Tanh])
+def test_layers_at_one_place_share_a_sparse_cotangent(activation):
+    model = nn.Sequential(nn.Linear(3, 4), activation(), nn.Identity(), nn.Linear(4, 2), activation()).double().eval()
+    frozen = freeze(model, example((3,), 0, 2), layers=["1", "2", "4"])
+    for upper, lower in ((frozen.layers[1], frozen.layers[0]), (frozen.top, frozen.layers[2])):
+        v = one_hot(frozen, upper)
+        assert torch.equal(frozen.vjp({upper: v.to_sparse()}, [lower])[0], v)
+
+
+def test_sparse_cotangents_are_accounted_for_as_dense_ones_are():
+    frozen = freeze(build("mlp"), inputs("mlp"))
+    v = one_hot(frozen, frozen.top)
+    assert torch.equal(frozen.to_inputs({frozen.top: v.to_sparse()})[0], frozen.to_inputs({frozen.top: v})[0])
+
+
 @pytest.mark.parametrize("name", ["resnet", "squeeze", "dense"])
 def test_sparse_cotangents_add_to_what_comes_from_above(name):
     frozen = freeze(build(name), inputs(name))

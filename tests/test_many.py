@@ -18,6 +18,7 @@ from nets import deep as deep_chain
 from relupath import (
     Path,
     Step,
+    _cropped,
     _way,
     channels,
     contrast,
@@ -30,7 +31,7 @@ from relupath import (
 )  # fmt: skip
 from relupath._cropped import OPERATIONS
 from relupath._memory import MOST, at_once
-from relupath._products import Products
+from relupath._products import COPIES, Products
 from relupath._way import Way
 from relupath.errors import PathError, UnknownLayerError
 
@@ -312,6 +313,40 @@ def test_little_memory_takes_more_parts(partition, monkeypatch):
     for (mine, size), (other, _) in zip(parts(little), parts(much), strict=True):
         error = (mine - other).abs().flatten(1).amax(1) if mine.ndim > 1 else (mine - other).abs()
         assert (error <= ROUNDING[mine.dtype] * size).all()
+
+
+def test_kernels_of_each_row_count_as_memory(monkeypatch):
+    parts = [part for c in (3, 16, 16) for part in (nn.Conv2d(c, 16, 7, padding=3), nn.ReLU())]
+    frozen = freeze(randomise(nn.Sequential(*parts, nn.Flatten(), nn.Linear(144, 2)), 0), example((3, 3, 3), 0, 1))
+    top, held, most, each = frozen.layers[-1], [], 2**20, _cropped._each
+    paths = [Path.of([(top.name, tuple(unit))]) for unit in torch.ones(top.shape).nonzero().tolist()]
+
+    def noted(values, weight, *rest):
+        held.append(weight.nbytes)
+        return each(values, weight, *rest)
+
+    monkeypatch.setattr(_cropped, "_each", noted)
+    found = linear_models(frozen, paths, 1, max_bytes=most)
+    assert 2 * 16 * 49 * 8 < max(held) <= most // COPIES
+    assert_rows(found, frozen, paths, target=1)
+
+
+def test_beginnings_with_different_numbers_of_children_name_their_channels(monkeypatch):
+    frozen = deep()
+    low, high = [layer.name for layer in frozen.layers][-2:]
+    units = [(high, k) for k in (0, 0, 1, 2)]
+    paths = [Path.of([(low, (k, None, None)), (n, (c, None, None))]) for k, (n, c) in enumerate(units)]
+    asked, parts = [], Products.parts
+
+    def noted(own, upper, crops, lower, wanted=None):
+        asked.append(wanted)
+        return parts(own, upper, crops, lower, wanted)
+
+    monkeypatch.setattr(Products, "parts", noted)
+    found = linear_models(frozen, paths, 1, samples=[0] * 4)
+    (named,) = [wanted for wanted in asked if wanted is not None and wanted.shape[1] > 1]
+    assert all(len({*row}) == 2 for row in named.tolist())
+    assert_rows(found, frozen, paths, target=1)
 
 
 @pytest.mark.parametrize(("memory", "counts"), [(2**30, [5]), (1, [2, 2, 1])], ids=["much", "little"])

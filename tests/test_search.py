@@ -86,6 +86,16 @@ def test_greedy_is_algorithm_1(name, segments, seed):
             assert_is_algorithm_1(found, b, steps, [layer.name for layer in frozen.layers])
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Softplus, nn.ReLU6, nn.GELU])
+def test_greedy_chooses_on_an_activation_that_is_the_output(activation):
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2), activation()).double().eval()
+    frozen = freeze(model, example((3,), 0, 4))
+    live = (frozen.output[:, 1] > 0).tolist()
+    assert any(live)
+    for path, lives in zip(find_paths(frozen, 1, GREEDY).paths, live, strict=True):
+        assert [step.units for step in path.steps if step.layer == "3"] == ([((1,),)] if lives else [])
+
+
 def test_the_twin_sees_both_ends_of_algorithm_1():
     """Among the cases above some end at the input and some early, on some layer between."""
     ends = set()

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from . import bridges, creatures, draw, images, metrics, models, reach, runs
     from ._ablate import ablate, plausible
     from ._bias import bias_sources
-    from ._decompose import Node, decompose
+    from ._decompose import decompose
     from ._freeze import freeze, freeze_each
     from ._frozen import Frozen
     from ._linear import PathModel, linear_model
     from ._many import linear_models
     from ._mass import path_mass
+    from ._node import Node
     from ._own import freezes
     from ._partitions import Partition, channels, heads, labels, locations, neurons
     from ._paths import Path, Step
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Beam": "_search", "BestFirst": "_search", "Exact": "_search", "Frozen": "_frozen", "Greedy": "_search",
-    "Mass": "_search", "Node": "_decompose", "Partition": "_partitions", "Path": "_paths", "PathModel": "_linear",
+    "Mass": "_search", "Node": "_node", "Partition": "_partitions", "Path": "_paths", "PathModel": "_linear",
     "Selective": "_search", "Step": "_paths", "ablate": "_ablate", "bias_sources": "_bias", "channels": "_partitions",
     "contrast": "_targets", "decompose": "_decompose", "find_paths": "_search", "freeze": "_freeze",
     "freezes": "_own", "heads": "_partitions", "labels": "_partitions", "linear_model": "_linear",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ Pulled: TypeAlias = Sequence[Crops]
 """What an operation's arguments get, in their order."""
 
 
-FEW = 8
+PHASED = 8
 """To so many channels a strided convolution goes back faster phase by phase."""
 
 
@@ -53,6 +54,11 @@ def _signed(number: int) -> int:
 
 def _same(node: Any, crops: Crops, wanted: Channels) -> Pulled:
     return [crops]
+
+
+def _overwritten(node: Any, crops: Crops, wanted: Channels) -> Pulled:
+    """What an operation in place wrote over gets nothing; what it wrote gets all."""
+    return [crops.with_values(torch.zeros_like(crops.values)), crops]
 
 
 def _sum(node: Any, crops: Crops, wanted: Channels) -> Pulled:
@@ -128,7 +134,7 @@ def _convolution(node: Any, crops: Crops, wanted: Channels) -> Pulled:
         z = torch.einsum("nc,cikl->nikl", values[:, :, 0, 0], weight)
     elif tuple(weight.shape[2:]) == (1, 1) == stride and groups == 1:
         z = (weight[:, :, 0, 0].T @ values.flatten(2)).unflatten(2, values.shape[2:])
-    elif weight.shape[1] <= FEW and stride[0] == stride[1] > 1 and dilation == (1, 1) and groups == 1:
+    elif weight.shape[1] <= PHASED and stride[0] == stride[1] > 1 and dilation == (1, 1) and groups == 1:
         z = _by_phase(values, weight, stride[0])
     elif crops.corners is None:
         sides = zip(shape[1:], values.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
@@ -146,6 +152,17 @@ def _convolution(node: Any, crops: Crops, wanted: Channels) -> Pulled:
         scale, shift = (torch.tensor(pair, device=z.device) for pair in (stride, padding))
         corners = crops.corners * scale - shift
     return [Crops(z, shape, crops.samples, corners, wanted).bounded()]
+
+
+def taken(node: Any, crops: Crops, wanted: Channels) -> int:
+    """The bytes that one cotangent takes in an operation: its values, or the kernels that are its own."""
+    own = 0
+    if node.name() == "ConvolutionBackward0" and not (crops.channels is wanted is None):
+        above, below = node._saved_weight.shape[:2]
+        above = above if crops.channels is None else crops.channels.shape[1]
+        below = wanted.shape[1] if wanted is not None and crops.channels is None else below
+        own = 2 * above * below * math.prod(node._saved_weight.shape[2:]) * node._saved_weight.element_size()
+    return max(crops.bytes_each, own)
 
 
 def _by_phase(
@@ -286,6 +303,7 @@ OPERATIONS: Mapping[str, Callable[[Any, Crops, Channels], Pulled]] = {
     "ReluBackward0": _relu,
     "WithSlopeBackward": _slope,
     "LeakyReluBackward0": _elementwise,
+    "LeakyReluBackward1": _elementwise,
     "PreluKernelBackward0": _elementwise,
     "AbsBackward0": _elementwise,
     "MaximumBackward0": _elementwise,
@@ -298,7 +316,7 @@ OPERATIONS: Mapping[str, Callable[[Any, Crops, Channels], Pulled]] = {
     "AddBackward0": _sum,
     "SubBackward0": _sum,
     "CloneBackward0": _same,
-    "torch::autograd::CopyBackwards": _same,
+    "torch::autograd::CopyBackwards": _overwritten,
     "ExpandBackward0": _same,
     "AliasBackward0": _same,
     "CatBackward0": _cat,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from ._crops import Crops
@@ -16,136 +14,15 @@ from ._frozen import Frozen, LayerLike
 from ._graph import by_pass
 from ._linear import scale_of
 from ._memory import at_once
+from ._node import Kind, Node
 from ._partitions import Partition, neurons
 from ._paths import Path, Step
 from ._products import Products
-from ._sources import tallied
+from ._sources import reduced, sum_and_size
 from ._targets import TargetLike
-from ._tested import TOLERANCE
+from ._tested import TOLERANCE, imbalance
 from ._units import Layer
-from .errors import PathError
-
-FORMAT = "relupath.tree/1"
-Kind = Literal["path", "rest", "bias", "by-pass"]
-
-
-@dataclass(eq=False)
-class Node:
-    """One share of the output: a path, or what is left when its parent is split.
-
-    Attributes:
-        kind: ``path``; ``rest``, the units of a layer that have no node of their own, together; ``bias``, the constants
-            that enter above the layer at which the parent is split; ``by-pass``, the routes around that layer.
-        path: the units that the share passes; of ``bias`` and ``by-pass`` the parent's.
-        value: of the share at x, the weight part and the bias.
-        bias: the bias part of the value.
-        contribution: W * x, one tensor for each explained input, each without the batch axis; it sums to the weight
-            part. None for a tree that was read from a file.
-    """
-
-    kind: Kind
-    path: Path
-    value: float
-    bias: float
-    contribution: tuple[Float[Tensor, "..."], ...] | None = field(default=None, repr=False)
-    _split: _Split | None = field(default=None, repr=False)
-    _children: tuple[Node, ...] | None = field(default=None, repr=False)
-
-    @property
-    def weight_part(self) -> float:
-        """<W, x>: value - bias."""
-        return self.value - self.bias
-
-    @property
-    def is_expanded(self) -> bool:
-        """Whether the children have been computed."""
-        return self._children is not None
-
-    @property
-    def children(self) -> tuple[Node, ...]:
-        """The shares that add up to this one, computed when they are asked for first; a leaf has none.
-
-        They are the units of the largest |value| on the next layer, the rest of that layer, and the remainder
-        (``bias``, ``by-pass``).
-        """
-        if self._children is None:
-            self._children = self._split.children(self) if self._split is not None else ()
-        return self._children
-
-    def expand(self, depth: int) -> Node:
-        """Compute the tree below this node, so many layers deep; returns the node."""
-        if depth > 0:
-            for child in self.children:
-                child.expand(depth - 1)
-        return self
-
-    def leaves(self) -> Iterator[Node]:
-        """The nodes of the expanded tree that have no children: they sum to this node."""
-        if not self._children:
-            yield self
-            return
-        for child in self._children:
-            yield from child.leaves()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The expanded tree as plain lists, dictionaries and numbers (the maps are not among them)."""
-        numbers = {"value": self.value, "weight_part": self.weight_part, "bias": self.bias}
-        children = None if self._children is None else [child.to_dict() for child in self._children]
-        return {"format": FORMAT, "kind": self.kind, "path": self.path.to_dict(), **numbers, "children": children}
-
-    def to_json(self) -> str:
-        """One JSON object, read back by ``from_json``."""
-        return json.dumps(self.to_dict(), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Node:
-        """Read what ``to_json`` wrote; what was not expanded then is a leaf now.
-
-        Raises:
-            PathError: the text is not a tree of this format.
-        """
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise PathError(f"not a tree: the text is not JSON ({error})") from error
-
-    @classmethod
-    def from_dict(cls, data: Any) -> Node:
-        """Read what ``to_dict`` gave.
-
-        Raises:
-            PathError: the dictionary is not a tree of this format.
-        """
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PathError(f"not a tree: expected a JSON object of format {FORMAT!r}")
-        try:
-            below = None if data["children"] is None else tuple(map(cls.from_dict, data["children"]))
-            path, numbers = Path.from_dict(data["path"]), (float(data["value"]), float(data["bias"]))
-            if data["kind"] not in get_args(Kind):
-                raise ValueError(f"kind {data['kind']!r}")
-            return cls(data["kind"], path, *numbers, _children=below)
-        except (KeyError, TypeError, ValueError) as error:
-            raise PathError(f"not a tree: {type(error).__name__} {error}") from error
-
-    def __str__(self) -> str:
-        return "\n".join(self._lines("", "", None))
-
-    def _lines(self, first: str, others: str, above: Node | None) -> Iterator[str]:
-        yield f"{first}{self._name(above)}  {self.value:.4g} = {self.weight_part:.4g} + bias {self.bias:.4g}"
-        children = self._children or ()
-        for child in children:
-            last = child is children[-1]
-            yield from child._lines(others + ("`- " if last else "|- "), others + ("   " if last else "|  "), self)
-
-    def _name(self, above: Node | None) -> str:
-        if self.kind == "bias":
-            return "bias that enters here"
-        if self.kind == "by-pass":
-            return "routes around the layer"
-        if above is None or len(self.path) == len(above.path):
-            return str(self.path)
-        lowest = self.path.steps[0]
-        return f"the rest of {' | '.join(lowest.layers)}" if self.kind == "rest" else str(lowest)
+from .errors import IncompleteError, PathError
 
 
 def decompose(
@@ -267,31 +144,46 @@ class _Split:
         for at in range(self.at, len(tree.levels)):
             layers = [layer for layer in tree.levels[at] if any(layer in tree.below[above] for above in front)]
             leads = {above: v for above, v in front.items() if tree.below[above] & set(layers)}
-            with tree.frozen.lock, tallied(tree.frozen.sources) as constants:
+            with tree.frozen.lock, reduced(tree.frozen.sources, sum_and_size) as constants:
                 pulled = dict(zip(layers, tree.frozen.vjp(leads, layers), strict=True))
             if any(bool((v * layer.output).any()) for layer, v in pulled.items()):
                 stays = {above: v for above, v in front.items() if above not in leads}
-                passing = self._passing(front, pulled | stays, sum(map(float, constants.values())))
+                passing = self._passing(front, pulled | stays, [*constants.values()])
                 return self._level(node, pulled, stays, at, passing)
         return ()
 
-    def _passing(self, front: Front, through: Front, entering: float) -> _Passing:
+    def _passing(self, front: Front, through: Front, constants: Sequence[tuple[Tensor, Tensor]]) -> _Passing:
         """What passes a level, and what does not; where every route leads through it, the weights are the node's."""
         tree, frozen = self.tree, self.tree.frozen
-        value, xs = tree.value(front), [layer.output[tree.sample] for layer in frozen.inputs]
-        around = value - tree.value(through) - entering
-        sizes = [abs(value), abs(value - around), *_sizes(self.weights, xs)]
-        tiny = TOLERANCE[self.weights[0].dtype] * max(sizes)
-        if abs(around) <= tiny and not by_pass(front, through, frozen.inputs):
-            return _Passing(self.weights, entering)
+        if not by_pass(front, through, frozen.inputs):
+            self._refuse_difference(front, through, constants)
+            return _Passing(self.weights, sum(float(term) for term, _ in constants))
         (products, below), (_, above) = frozen.accounted(through), frozen.accounted(front)
         weights = [w[tree.sample] for w in products]
         entering = sum(float(term) for source, term in above.items() if source not in below)
-        around = value - tree.value(through) - entering
+        around = tree.value(front) - tree.value(through) - entering
         routes = [w - u for w, u in zip(self.weights, weights, strict=True)]
-        if max(abs(around), *_sizes(routes, xs)) <= tiny:
-            return _Passing(weights, entering)
+        xs = [layer.output[tree.sample] for layer in frozen.inputs]
+        whole, part = (_sizes(some, xs) for some in (self.weights, routes))
+        if max(abs(around), *part) <= _round_off(weights[0]) * max(abs(tree.value(front)), *whole):
+            return _Passing(self.weights, entering)
         return _Passing(weights, entering, around, routes)
+
+    def _refuse_difference(self, front: Front, through: Front, constants: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Refuse a level whose layers and the constants above do not add up to the node, though no route is around it.
+
+        Raises:
+            IncompleteError: they do not.
+        """
+        above, below = ([v * layer.output for layer, v in some.items()] for some in (front, through))
+        terms = [*(t.sum() for t in above), *(-t.sum() for t in below), *(-term for term, _ in constants)]
+        sizes = [*(t.abs().sum() for t in [*above, *below]), *(size for _, size in constants)]
+        error = float(imbalance(terms, sizes))
+        if not error <= self.tree.frozen.tolerance:
+            raise IncompleteError(
+                f"what passes {', '.join(repr(layer.name) for layer in through)} does not add up to the node above "
+                f"(relative error {error:.1e}): check the recording with frozen.check()"
+            )
 
     def _level(self, node: Node, pulled: Front, stays: Front, at: int, passing: _Passing) -> tuple[Node, ...]:
         """The units of one level, the rest of it, and what does not pass it."""
@@ -370,6 +262,11 @@ class _Split:
             units = [unit for l, i in chosen if l is layer for unit in partition.units(i, layer.shape)]
             steps[layer.name] = Step(layer.name, tuple(units), but=True)
         return steps
+
+
+def _round_off(like: Tensor) -> float:
+    """What two products down to an input may differ by, relative to the larger one."""
+    return min(2**10 * torch.finfo(like.dtype).eps, 0.01)
 
 
 def _sizes(weights: Sequence[Tensor], xs: Sequence[Tensor]) -> list[float]:

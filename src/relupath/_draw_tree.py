@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ._canvas import FAINT, INK, LINE, MARGIN, MINUS, bar, canvas, clip, cut, frame, matplotlib, overlay, photo, short
-from ._decompose import Node
+from ._node import Node
 from .errors import UsageError
 from .explanations import Explanation
 

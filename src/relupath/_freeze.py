@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -135,9 +136,9 @@ def freeze_each(
         What gives the recordings in the order of the inputs; the last of a tensor may hold fewer samples.
 
     Raises:
-        InputError: there is no sample, or a batch is no tensor; the latter when its turn comes.
+        InputError: there is no sample, or a batch is no tensor, when its turn comes.
         UsageError: batch_size is no whole number above 0.
-        RelupathError: what ``freeze`` refuses, when the turn of that input comes.
+        RelupathError: what ``freeze`` refuses, when the turn of that input comes; the next one can be asked for then.
     """
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise UsageError(f"batch_size must be a whole number, at least 1, or None; got {batch_size!r}")
@@ -149,7 +150,7 @@ def freeze_each(
     inputs, layers = ([*names] if isinstance(names, Iterator) else names for names in (inputs, layers))
     most = batch_size or (1 if isinstance(batches, Tensor) else None)
     parts = _parts([batches] if isinstance(batches, Tensor) else batches, most)
-    return (freeze(model, part, inputs=inputs, output=output, layers=layers, carry=carry) for part in parts)
+    return map(partial(freeze, model, inputs=inputs, output=output, layers=layers, carry=carry), parts)
 
 
 def _parts(batches: Iterable[Any], most: int | None) -> Iterator[Tensor]:

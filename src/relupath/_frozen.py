@@ -157,8 +157,8 @@ class Frozen:
         chosen = batched if layers is None else [self.layer_of_path(which) for which in layers]
         if not chosen:
             raise PathError(
-                "there is no hidden layer to search: the model has no activation function, or layers is empty; "
-                "name module outputs with freeze(..., layers=[...])"
+                "there is no hidden layer to search: the model has no activation function, layers is empty, or all were "
+                "released; name module outputs with freeze(..., layers=[...])"
             )
         if len(set(chosen)) < len(chosen):
             raise PathError("a layer is named twice")
@@ -192,7 +192,7 @@ class Frozen:
         Raises:
             UnknownLayerError: there is no such layer.
             PathError: layers is no list.
-            ModelError: the model was changed since.
+            ModelError: a constant was changed since.
         """
         _refuse_no_list(layers)
         gone = {self.layer(which) for which in layers}
@@ -312,6 +312,7 @@ class Frozen:
         Raises:
             IncompleteError: the cotangents' layers are not what the weights and the constants below say.
         """
+        cotangents = {layer: v.to_dense() for layer, v in cotangents.items()}
         with self.lock, reduced(self.sources, sum_and_size) as tally:
             products = self.vjp(cotangents, self.inputs)
         above = [v * layer.output for layer, v in cotangents.items()]

@@ -44,8 +44,9 @@ def _started(cotangents: Mapping[Layer, Tensor], down: Sequence[GradientEdge]) -
         return start
 
     starts, handles = [], []
+    stops = {_key(edge) for edge in down}  # edges to one place may differ by a token that they hold
     for layer, cotangent in cotangents.items():
-        if cotangent.is_sparse and layer.edge not in down:
+        if cotangent.is_sparse and _key(layer.edge) not in stops:
             handles.append(layer.edge.node.register_prehook(hook(layer.edge.output_nr, cotangent)))
             starts.append(layer.output.new_zeros(()).expand_as(layer.output))
         else:

@@ -34,7 +34,9 @@ def linear_models(
 
     All share the recorded forward pass. Beginnings that paths have in common, from the output down, are computed once,
     a path through dead units costs nothing more, and the cotangents of many paths go down together: in windows of
-    their receptive field where they live on few places, with those kernels alone whose channels they name.
+    their receptive field where they live on few places, with those kernels alone whose channels they name. Each row's
+    weight is verified by the constants below its lowest step; between steps, sums of the products are, and where few
+    channels of a layer are named, those of three of the rows with all that name the same.
 
     Args:
         frozen: the recorded network.
@@ -232,14 +234,15 @@ def _alive(frozen: Frozen, layer: Layer) -> Bool[Tensor, "B *shape"] | None:
 
 
 def _wanted(children: Collection[tuple[int, Step]], layer: Layer) -> Int[Tensor, "N c"] | None:
-    """The channels that are looked at of each parent, where they are equally many and few."""
+    """The channels that are looked at of each parent, where they are few; equally many of each."""
     channels: dict[int, dict[int, None]] = {}
     for row, step in sorted(children, key=lambda child: child[0]):
         channels.setdefault(row, {})[step.units[0][0] or 0] = None
-    counts = {len(some) for some in channels.values()}
-    if len(counts) > 1 or not few_channels(max(counts), layer.shape[0]):
+    most = max(map(len, channels.values()))
+    if not few_channels(most, layer.shape[0]):
         return None
-    return torch.tensor([list(some) for some in channels.values()], device=layer.output.device)
+    rows = [[*some, *(c for c in range(most + len(some)) if c not in some)][:most] for some in channels.values()]
+    return torch.tensor(rows, device=layer.output.device)
 
 
 def _cut(pulled: Crops, rows: Sequence[int], steps: Sequence[Step], layer: Layer, kind: Kind | None) -> Crops:

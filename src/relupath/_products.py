@@ -182,4 +182,4 @@ class Products:
 def random_signs(count: int, like: Tensor) -> Float[Tensor, " count"]:
     """Signs at random, the same each time; torch's own random state stays as it is."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(2, (count,), generator=generator).to(like) * 2 - 1
+    return torch.randint(2, (count,), generator=generator, device="cpu").to(like) * 2 - 1

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._cropped import KEEP_CHANNELS, OPERATIONS, Channels, NotCropped, Place, metadata, shape_of
+from ._cropped import KEEP_CHANNELS, OPERATIONS, Channels, NotCropped, Place, metadata, shape_of, taken
 from ._crops import Crops, added
 from ._frozen import Frozen
 from ._graph import route
@@ -103,12 +103,12 @@ class Way:
             if (node, 0) not in met:
                 raise NotCropped
             above = added(met.pop((node, 0))).simplest()
-            most = max(1, self.together // above.bytes_each)
+            channels = [wanted if narrow.get(place, False) else None for place in node.next_functions]
+            most = max(1, self.together // taken(node, above, channels[0]))
             if len(above) > most:
                 return replace(part, position=position, met=met | {(node, 0): [above]}).split(most)
             for constant in self.constants.get((node, 0), []):
                 part.biases += above.dot(constant)
-            channels = [wanted if narrow.get(place, False) else None for place in node.next_functions]
             pulled = OPERATIONS[node.name()](node, above, channels[0])
             for place, lower, some in zip(node.next_functions, pulled, channels, strict=False):
                 if not self._leads(place):

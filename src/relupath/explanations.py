@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ._decompose import Node
+from ._node import Node
 from ._paths import Path
 from .origins import Origin
 
