@@ -157,8 +157,8 @@ class Frozen:
         chosen = batched if layers is None else [self.layer_of_path(which) for which in layers]
         if not chosen:
             raise PathError(
-                "there is no hidden layer to search: the model has no activation function, layers is empty, or all were "
-                "released; name module outputs with freeze(..., layers=[...])"
+                "there is no hidden layer to search: the model has no activation function, layers is empty, or "
+                "all were released; name module outputs with freeze(..., layers=[...])"
             )
         if len(set(chosen)) < len(chosen):
             raise PathError("a layer is named twice")
