@@ -3,8 +3,8 @@
     python benchmarks/exact.py --output benchmarks/results/0.1.0/NAME.json
 
 The five best one-way paths through all layers, neuron by neuron, at 224 x 224 with random weights: seconds, and a bare
-forward and backward pass beside them, by how much the process grew at most, and the functions in which the time is spent
-(by Python's own profiler, which slows what it measures; the shares are what counts).
+forward and backward pass beside them, by how much the process grew at most, and the functions in which most time is
+spent (by Python's own profiler, which slows what it measures; the shares are what counts).
 """
 
 import argparse
