@@ -129,6 +129,8 @@ def plot(found: dict[str, dict[str, object]]) -> Figure:
         sizes = [row["size"] for row in series["rows"]]
         axes.loglog(sizes, [row["seconds"] for row in series["rows"]], "o-", color="#1f5fa8", label="relupath")
         axes.loglog(sizes, [row["bare"] for row in series["rows"]], "o-", color="#999999", label="bare pass")
+        axes.set_xticks(sizes, [str(size) for size in sizes], fontsize=7)
+        axes.minorticks_off()
         axes.set_xlabel(SERIES[name][2])
         axes.set_title(f"{name}: exponent {series['exponent']:.2f}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
