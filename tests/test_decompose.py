@@ -13,7 +13,7 @@ from torch import nn
 from asserts import assert_adds_up, assert_nodes_are_their_paths, assert_untouched, nodes
 from cases import architectures
 from nets import build, deep, example, inputs, layered, randomise
-from relupath import Beam, Node, channels, decompose, find_paths, freeze, locations, logit
+from relupath import Beam, Node, Path, channels, decompose, find_paths, freeze, locations, logit
 from relupath.errors import IncompleteError, PathError, RelupathError
 
 
@@ -209,3 +209,25 @@ def test_single_precision_splits_as_double_precision_does_however_deep():
         assert rest.value == pytest.approx(same.value, rel=1e-3, abs=1e-3 * abs(single.value))
     assert not single.children
     assert 0 < abs(single.value) < 1e-38
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet", "squeeze"])
+def test_a_tree_that_begins_at_a_path_is_the_tree_below_that_node(name):
+    frozen = freeze(build(name), inputs(name, batch=2))
+    tree = decompose(frozen, [0, 1], width=3, sample=1).expand(3)
+    for node in [n for n in nodes(tree) if n.kind in ("path", "rest") and n.children][:5]:
+        again = decompose(frozen, [0, 1], width=3, sample=1, path=node.path)
+        assert again.path == node.path
+        size = sum(abs(child.value) for child in node.children) + abs(tree.value)
+        for one, other in zip([again, *again.children], [node, *node.children], strict=True):
+            assert one.path == other.path
+            assert one is again or one.kind == other.kind
+            assert abs(one.value - other.value) <= 1e-10 * size
+            assert abs(one.bias - other.bias) <= 1e-9 * size
+
+
+def test_a_tree_cannot_begin_at_a_unit_that_is_not_there():
+    frozen = freeze(build("vgg"), inputs("vgg", batch=1))
+    layer = frozen.layers[-1].name
+    with pytest.raises(PathError, match="is not in layer"):
+        decompose(frozen, 0, path=Path.of([(layer, (10**6,))]))

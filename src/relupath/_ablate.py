@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,12 +34,14 @@ class Ablation:
         without_path: f(x) - f^P(x): what the path's value predicts, (B,).
         with_frozen_gates: the target without every route through one of the units, the gates as they were, (B,). For a
             path of one layer it equals ``without_path``.
+        output: the model's output in that forward pass, (B, ..., C).
     """
 
     value: Float[Tensor, " B"]
     ablated: Float[Tensor, " B"]
     without_path: Float[Tensor, " B"]
     with_frozen_gates: Float[Tensor, " B"]
+    output: Float[Tensor, "B ..."] = field(repr=False)
 
 
 def ablate(frozen: Frozen, path: Path, target: TargetLike = None) -> Ablation:
@@ -79,6 +81,7 @@ def ablate(frozen: Frozen, path: Path, target: TargetLike = None) -> Ablation:
         (functional.gradient * output).flatten(1).sum(1),
         functional.value - linear_model(frozen, target, path).value,
         _with_frozen_gates(frozen, functional.gradient, keep),
+        output,
     )
 
 

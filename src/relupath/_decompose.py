@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool
@@ -12,7 +12,7 @@ from torch import Tensor
 from ._crops import Crops
 from ._frozen import Frozen, LayerLike
 from ._graph import by_pass
-from ._linear import scale_of
+from ._linear import descend, paths_of, scale_of
 from ._memory import at_once
 from ._node import Kind, Node
 from ._partitions import Partition, neurons
@@ -33,8 +33,9 @@ def decompose(
     partition: Partition | Mapping[LayerLike, Partition] = neurons,
     width: int = 8,
     sample: int = 0,
+    path: Path | None = None,
 ) -> Node:
-    """The tree of shares of the output, from the whole down to deep paths.
+    """The tree of shares of the output, from the whole, or from a path, down to deep paths.
 
     A path P is split at the next layer l below it, of which ``width`` units S^j have a node of their own and the others
     one together::
@@ -52,9 +53,11 @@ def decompose(
         partition: what counts as one unit, for all layers or for each.
         width: how many units of a layer have a node of their own, those of the largest |value|.
         sample: which sample of the batch.
+        path: where the tree begins; it is split at the layers below. None means the whole output.
 
     Raises:
-        PathError: the width is less than 1, the sample is not in the batch, or the layers or partitions do not fit.
+        PathError: the width is less than 1, the sample is not in the batch, or the layers, partitions or path do not
+            fit.
         TargetError: the target does not fit the output or is not linear.
         IncompleteError: the children do not add up to their parent.
 
@@ -66,13 +69,19 @@ def decompose(
         raise PathError(f"sample {sample} is not in the batch of {frozen.batch}")
     functional, chosen = frozen.functional(target), frozen.layers_of_paths(layers)
     partitions = frozen.partitions(chosen, partition)
-    tree = _Tree(frozen, frozen.levels(chosen), frozen.below(chosen), partitions, width, sample)
     gradient = torch.zeros_like(functional.gradient)
     gradient[sample] = functional.gradient[sample]
-    weights, _ = frozen.accounted({frozen.top: gradient})
-    path, whole = Path(target=functional.labels[sample]), float(functional.value[sample])
-    mine = [w[sample] for w in weights]
-    return tree.node("path", path, whole, mine, _Split(tree, lambda: {frozen.top: gradient}, mine))
+    (begin,) = paths_of((Path() if path is None else path,), 1)
+    front, values, scales = descend(frozen, gradient, [begin] * frozen.batch)
+    below = frozen.below([*dict.fromkeys([*chosen, *(layer for layer in front if layer is not frozen.top)])])
+    levels = [
+        [layer for layer in level if any(layer in below[top] for top in front)] for level in frozen.levels(chosen)
+    ]
+    tree = _Tree(frozen, tuple(tuple(level) for level in levels if level), below, partitions, width, sample)
+    mine = [w[sample] for w in frozen.accounted(front)[0]]
+    value = float(values[sample] if begin else functional.value[sample])
+    split = _Split(tree, lambda: front, mine, begin.steps[0].parts if begin else {}, scale=float(scales[sample]))
+    return tree.node("path", replace(begin, target=functional.labels[sample]), value, mine, split, split.scale)
 
 
 @dataclass(frozen=True, eq=False)
