@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import relupath
-from relupath import cli, runs
+from relupath import plans, runs
 from test_cli import place, run  # noqa: F401  the fixture
 
 MINE = ("photo.png", "--model", "mine.py:net", "--quiet")
@@ -218,5 +218,5 @@ def test_the_package_is_the_command(module, monkeypatch, capsys):
 
 def test_the_command_line_and_python_ask_alike():
     assert runs.Plan().search == relupath.Greedy()
-    words = set(cli.SEARCHES)
+    words = set(plans.SEARCHES)
     assert {"greedy", "selective", "mass", "beam", "best-first", "exact"} == words

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import relupath
 
-from . import _text, files
+from . import _text, files, plans
 from .errors import PathError, RelupathError, TargetError, UnknownLayerError, UsageError
 
 if TYPE_CHECKING:
@@ -70,15 +70,6 @@ def given(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
 SCENES = click.option(
     "--scene", type=click.IntRange(min=0), help="Without a photo: the seed of the scene that is drawn."
 )
-SEARCHES = {
-    "greedy": ("Greedy", ()),
-    "selective": ("Selective", ("width", "classes")),
-    "mass": ("Mass", ("share",)),
-    "beam": ("Beam", ("k",)),
-    "best-first": ("BestFirst", ("budget",)),
-    "exact": ("Exact", ("k",)),
-}
-"""Each search's class, and the options that it takes."""
 STRATEGY = (
     click.option("--layers", help="Layers for the path: names separated by commas, or every:K.  [default: all]"),
     click.option("--depth", type=click.IntRange(min=1), help="Use only so many layers from the top."),
@@ -96,7 +87,7 @@ STRATEGY = (
 )
 SEARCHING = (
     click.option(
-        "--search", type=click.Choice([*SEARCHES]), default="greedy", show_default=True, help="How to find paths."
+        "--search", type=click.Choice([*plans.SEARCHES]), default="greedy", show_default=True, help="How to find paths."
     ),
     *STRATEGY,
     click.option("--gap", is_flag=True, help="Also say how far greedy is from the exact best path."),
@@ -207,9 +198,9 @@ def elsewhere(
 @click.option(
     "--search",
     "searches",
-    type=click.Choice([*SEARCHES]),
+    type=click.Choice([*plans.SEARCHES]),
     multiple=True,
-    default=[*SEARCHES][:-1],
+    default=[*plans.SEARCHES][:-1],
     help="A search to measure; more than once for several.  [default: all but exact]",
 )
 @given(STRATEGY)
@@ -267,23 +258,9 @@ def _plan(options: dict[str, Any]) -> Plan:
         PathError: a number is out of range.
     """
     search = options["search"]
-    kind, mine = SEARCHES[search]
-    searches = options.get("others", (search,))
-    for name in ("width", "classes", "share", "k", "budget"):
-        if options[name] is not None and not any(name in SEARCHES[other][1] for other in searches):
-            raise UsageError(f"--{name} does not belong to --search {' and '.join(searches)}")
-    numbers = {name: options[name] for name in mine if options[name] is not None}
-    if search == "exact":
-        numbers.setdefault("k", 8)
-    strategy = getattr(relupath, kind)(**numbers)
-    strategy.check()
-    word, _, count = options["partition"].partition(":")
-    if word == "heads" and count.isdecimal() and int(count):
-        partition = relupath.heads(int(count))
-    elif word in ("neurons", "channels", "locations") and not count:
-        partition = getattr(relupath, word)
-    else:
-        raise UsageError(f"no partition {options['partition']!r}: expected neurons, channels, locations or heads:N")
+    numbers = {name: options[name] for name in plans.NUMBERS}
+    strategy = plans.search(search, numbers, options.get("others", (search,)))
+    partition = plans.partition(options["partition"])
     depth, width = options.get("tree_depth"), options.get("tree_width")
     if not options.get("tree") and (depth or width):
         raise UsageError("--tree-depth and --tree-width belong to --tree: give it too")

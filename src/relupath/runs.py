@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -51,7 +52,7 @@ def layers(
     """
     progress("recording the forward pass")
     frozen = record(classifier, classifier.prepare(picture.image), 1)
-    _, score, _ = _classes(classifier, frozen.output[0], target, None)
+    _, score, _ = choose_classes(classifier, frozen.output[0], target, None)
     progress("summing the constants")
     terms = frozen.bias_terms(score.index)
     account = frozen.check(score.index)
@@ -97,7 +98,7 @@ class Plan:
 
     def chosen(self, frozen: Frozen) -> list[Layer] | None:
         """The layers to search; None means all."""
-        chosen = None if self.layers is None else _chosen(frozen, self.layers)
+        chosen = None if self.layers is None else layers_named(frozen, self.layers)
         if self.depth is None:
             return chosen
         if self.depth < 1:
@@ -134,7 +135,7 @@ def explain(
     x = classifier.prepare(picture.image)
     progress("recording the forward pass")
     frozen = record(classifier, x, 3)
-    best, right, other = _classes(classifier, frozen.output[0], target, against)
+    best, right, other = choose_classes(classifier, frozen.output[0], target, against)
     errs = against is None and right.index != best[0].index
     rows, roles, titles = _rows(right, other, errs, named=against is not None)
     chosen = frozen.layers_of_paths(plan.chosen(frozen))
@@ -156,7 +157,7 @@ def explain(
     return Explanation(
         picture=picture.name,
         model=classifier.name,
-        shown=_shown(classifier, picture, x),
+        shown=shown(classifier, picture, x),
         best=best,
         target=right,
         plausible=other,
@@ -181,7 +182,7 @@ def _rows(right: Score, other: Score, errs: bool, named: bool) -> tuple[Target, 
     return contrast([t, p, t], [None, None, p]), ["target", "against" if named else "plausible", "contrast"], titles
 
 
-def _shares(found: Found) -> list[list[Path]]:
+def shares(found: Found) -> list[list[Path]]:
     """The paths to show for each row: of one path its cuts from thin to deep, of several the best ones."""
     if max(map(len, found.ranked)) > 1:
         return [[path for path in ranked[:SHOWN] if path] for ranked in found.ranked]
@@ -190,12 +191,12 @@ def _shares(found: Found) -> list[list[Path]]:
 
 def _models(frozen: Frozen, rows: Target, found: Found, progress: Progress) -> list[PathModel]:
     """The linear models of the whole network, then of the paths to show, all rows at once."""
-    shares = _shares(found)
-    most = max(map(len, shares))
+    cuts = shares(found)
+    most = max(map(len, cuts))
     models = [linear_model(frozen, rows)]
     for number in range(most):
         progress(f"path models: {number + 1} of {most}")
-        paths = [share[min(number, len(share) - 1)] if share else Path() for share in shares]
+        paths = [share[min(number, len(share) - 1)] if share else Path() for share in cuts]
         models.append(linear_model(frozen, rows, path=paths))
     return models
 
@@ -205,7 +206,7 @@ def _ablated(
 ) -> list[list[float | None]]:
     """The targets without the units of each path to show, as far as that was asked for."""
     values: list[list[float | None]] = []
-    for b, share in enumerate(_shares(found)):
+    for b, share in enumerate(shares(found)):
         count = len(share) if every else min(SHOWN, len(share)) if errs and b == 0 else 0
         row: list[float | None] = [None] * len(share)
         for number, path in enumerate(share[:count]):
@@ -243,7 +244,7 @@ def _row(
         assert isinstance(weight, Tensor)
         place = tuple(i for i in element if i is not None)
         end = f"x[{','.join(map(str, place))}]", float(weight[b][place] * x[place])
-    parts = tuple(part(number, path) for number, path in enumerate(_shares(found)[b], start=1))
+    parts = tuple(part(number, path) for number, path in enumerate(shares(found)[b], start=1))
     whole = part(0, Path(target=path.target))
     held = float(found.held[b]) if found.value[b] else None
     return Row(role, title, whole, parts, end, found.stopped[b], origin, held, several)
@@ -278,19 +279,40 @@ def record(classifier: Classifier, x: Tensor, copies: int) -> Frozen:
         ) from error
 
 
-def _classes(
-    classifier: Classifier, logits: Float[Tensor, " C"], wanted: str | int | None, against: str | int | None
+class Named(Protocol):
+    """What knows the names of the classes."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names, or none."""
+
+    def class_name(self, index: int) -> str:
+        """The name of one, or its number."""
+
+
+def score_of(named: Named, logits: Float[Tensor, " C"], c: int) -> Score:
+    """The score of one class."""
+    return Score(c, named.class_name(c), float(logits[c]), float(logits.softmax(0)[c]))
+
+
+def choose_classes(
+    classifier: Named, logits: Float[Tensor, "..."], wanted: str | int | None, against: str | int | None
 ) -> tuple[tuple[Score, ...], Score, Score]:
-    """The five best classes, the target, and the class to compare with: by default the best other one."""
+    """The five best classes, the target, and the class to compare with: by default the best other one.
+
+    Raises:
+        ModelError: the output does not hold one number a class, or there are more or fewer names.
+        TargetError: there is no such class.
+        UsageError: the target is compared with itself.
+    """
     if logits.ndim != 1 or len(logits) < 2:
         raise ModelError(f"expected one output a class, at least two; got shape {list(logits.shape)}")
     if classifier.classes and len(classifier.classes) != len(logits):
         raise ModelError(f"there are {len(classifier.classes)} class names for the {len(logits)} classes of the model")
-    probabilities = logits.softmax(0)
     order = logits.argsort(descending=True).tolist()
 
     def score(c: int) -> Score:
-        return Score(c, classifier.class_name(c), float(logits[c]), float(probabilities[c]))
+        return score_of(classifier, logits, c)
 
     target = order[0] if wanted is None else class_index(classifier, wanted, len(logits))
     plausible = next(c for c in order if c != target)
@@ -301,7 +323,7 @@ def _classes(
     return tuple(score(c) for c in order[:5]), score(target), score(plausible)
 
 
-def class_index(classifier: Classifier, wanted: str | int, count: int) -> int:
+def class_index(classifier: Named, wanted: str | int, count: int) -> int:
     """The index of a class given by number or name."""
     text = str(wanted)
     if text.lstrip("-").isdecimal():
@@ -317,7 +339,7 @@ def class_index(classifier: Classifier, wanted: str | int, count: int) -> int:
     raise TargetError(f"{'several classes are' if matches else 'no class is'} named {text!r}{hint}")
 
 
-def _chosen(frozen: Frozen, layers: str) -> list[Layer]:
+def layers_named(frozen: Frozen, layers: str) -> list[Layer]:
     """Layers by name or position, separated by commas, or ``every:K`` (counted from the top)."""
     if layers.startswith("every:"):
         step = layers.removeprefix("every:")
@@ -329,7 +351,7 @@ def _chosen(frozen: Frozen, layers: str) -> list[Layer]:
     return [frozen.layer(n if n in known or not n.lstrip("-").isdecimal() else int(n)) for n in given]
 
 
-def _shown(classifier: Classifier, picture: Picture, x: Tensor) -> Float[np.ndarray, "H W 3"]:
+def shown(classifier: Classifier, picture: Picture, x: Tensor) -> Float[np.ndarray, "H W 3"]:
     """The input as the network saw it: the normalisation is undone by what it makes of black and of white."""
     ends = [Image.new("RGB", picture.image.size, colour) for colour in ("black", "white")]
     black, white = map(classifier.prepare, ends)

@@ -1,0 +1,154 @@
+"""The pictures that are held, those that are recorded, and what was computed about them: each bounded."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ._frozen import Frozen
+from ._node import Node
+from ._paths import Path
+from .errors import InputError
+
+
+@dataclass(eq=False)
+class Tree:
+    """A tree, or a search's paths, of one recording; for one thread at a time.
+
+    Attributes:
+        root: the tree.
+        paths: the paths.
+        answer: what was said about the paths.
+        lock: held while it is used.
+    """
+
+    root: Node | None = None
+    paths: Sequence[Path] = ()
+    answer: dict[str, Any] | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes it holds."""
+        return len(self.paths) + (_nodes(self.root) if self.root is not None else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A recorded forward pass, with what was computed about it.
+
+    Attributes:
+        frozen: the network at the picture.
+        trees: by what was asked.
+    """
+
+    frozen: Frozen
+    trees: OrderedDict[object, Tree] = field(default_factory=OrderedDict)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A picture as the network takes it, small enough to keep many.
+
+    Attributes:
+        name: of the picture.
+        x: the network's input, without the batch axis.
+        shown: what the network saw, as it is sent, or None.
+        notes: sentences that a person should read.
+        python: the lines of Python that give ``frozen``.
+        recorded: the recording, where it was given.
+    """
+
+    name: str
+    x: Tensor
+    shown: dict[str, Any] | None
+    notes: tuple[str, ...]
+    python: str
+    recorded: Frozen | None = None
+
+
+class Shelf:
+    """Holds pictures, keeps a few recorded, and forgets first what was not asked for the longest.
+
+    Args:
+        record: gives the recorded forward pass of an input.
+        pictures: how many pictures are held.
+        recordings: how many of them stay recorded.
+        max_bytes: how much the trees of one recording may hold.
+    """
+
+    def __init__(self, record: Callable[[Tensor], Frozen], pictures: int, recordings: int, max_bytes: int) -> None:
+        self.record, self.pictures, self.recordings, self.max_bytes = record, pictures, recordings, max_bytes
+        self.model = threading.RLock()
+        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._recorded: OrderedDict[str, Recording] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def names(self) -> list[tuple[str, str]]:
+        """Key and name of every picture, the newest last."""
+        with self._lock:
+            return [(key, held.name) for key, held in self._held.items()]
+
+    def hold(self, held: Held) -> str:
+        """Hold a picture; returns its key, which is the same for the same input and name."""
+        data = held.x.detach().cpu().double().contiguous().numpy().tobytes()
+        key = hashlib.sha256(held.name.encode(errors="replace") + data).hexdigest()[:12]
+        with self._lock:
+            self._held[key] = held
+            self._held.move_to_end(key)
+            while len(self._held) > self.pictures:
+                gone, _ = self._held.popitem(last=False)
+                self._recorded.pop(gone, None)
+        return key
+
+    def take(self, key: str) -> tuple[Held, Recording]:
+        """A picture and its recorded forward pass, recorded anew where it was forgotten.
+
+        Raises:
+            InputError: the picture is not held.
+        """
+        held, recording = self._look(key)
+        if recording is not None:
+            return held, recording
+        with self.model:
+            _, recording = self._look(key)
+            recording = recording or Recording(held.recorded or self.record(held.x))
+        with self._lock:
+            self._recorded[key] = recording
+            while len(self._recorded) > self.recordings:
+                self._recorded.popitem(last=False)
+        return held, recording
+
+    def tree(self, recording: Recording, key: object) -> Tree:
+        """What was computed for a question, or an empty place for it."""
+        with self._lock:
+            tree = recording.trees.setdefault(key, Tree())
+            recording.trees.move_to_end(key)
+            return tree
+
+    def trim(self, recording: Recording) -> None:
+        """Forget trees until all of a recording fit: a node keeps its weights and what each input element adds."""
+        each = 2 * sum(layer.output.nbytes for layer in recording.frozen.inputs)
+        with self._lock:
+            while recording.trees and each * sum(tree.nodes for tree in recording.trees.values()) > self.max_bytes:
+                recording.trees.popitem(last=False)
+
+    def _look(self, key: str) -> tuple[Held, Recording | None]:
+        with self._lock:
+            held = self._held.get(key)
+            if held is None:
+                raise InputError("this picture is not held any longer: open it again")
+            self._held.move_to_end(key)
+            if key in self._recorded:
+                self._recorded.move_to_end(key)
+            return held, self._recorded.get(key)
+
+
+def _nodes(node: Node) -> int:
+    return 1 + sum(map(_nodes, node.children)) if node.is_expanded else 1
