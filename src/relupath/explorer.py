@@ -197,7 +197,7 @@ class Explorer:
     def _bias(self, question: Question) -> dict[str, Any]:
         view = self._view(question)
         (origin,) = origins(bias_sources(view.frozen, view.functional))
-        placed = _wire.map_of([torch.from_numpy(origin.map)], self.side)
+        placed = _wire.map_of([torch.from_numpy(origin.map)[None]], self.side)
         layers = [{"layer": name, "value": value} for name, value in origin.layers.items()]
         return {"layers": layers, "unplaced": origin.unplaced, "map": placed}
 

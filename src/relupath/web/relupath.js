@@ -1,0 +1,1286 @@
+// @ts-check
+/**
+ * One view of a decision, taken apart into paths of hidden units: on a page, in a file, in a notebook.
+ *
+ * The view asks questions and shows the answers (see docs/view.md); it computes no number of its own but sums, shares
+ * and colours. Who answers is its host: the server of `relupath explore`, the answers inside a report, or a kernel.
+ *
+ * @typedef {{shape: [number, number], scale: number, data: string}} WireMap
+ * @typedef {{mime: string, shape: [number, number], data: string}} WireImage
+ * @typedef {{index: number, name: string, logit: number, probability: number}} Score
+ * @typedef {{role: string, value: number, weight_part: number, bias: number, map: WireMap}} Row
+ * @typedef {{key: string, kind: "path" | "rest" | "bias" | "by-pass", layer: string | null, unit: string | null,
+ *            value: number, weight_part: number, bias: number, map: WireMap | null, path: any, name?: string}} Share
+ * @typedef {{node: Share, children: Share[], python: string | null}} NodeAnswer
+ * @typedef {{model: string, notes: string[], pictures: {id: string, name: string}[], partitions: string[],
+ *            searches: Record<string, string[]>, adds: boolean, draws: boolean, classes: string[]}} Hello
+ * @typedef {{picture: {id: string, name: string, image: WireImage | null, notes: string[]}, best: Score[],
+ *            target: Score, against: Score, rows: Row[], levels: string[][], layers: Record<string, number[]>}} Opened
+ * @typedef {{cut: string, value: number, ablated: number, without_path: number, before: Score[], after: Score[],
+ *            predicted: number}} Cut
+ * @typedef {{paths: Share[], several: boolean, stopped: string, held: number | null, search: string}} Found
+ * @typedef {Record<string, any>} Question
+ * @typedef {{ask: (question: Question) => Promise<any>, upload?: (file: File) => Promise<{picture: string}>,
+ *            linked: boolean, fixed: Question, command?: string}} Host
+ * @typedef {{picture: string, target: number | null, against: number | null, on: string, partition: string,
+ *            layers: string | null, width: number, root: string, path: string[], search: string,
+ *            numbers: Record<string, number>, cut: boolean, pins: string[], sign: string, clip: number,
+ *            opacity: number, colours: string, grain: number, theme: string}} State
+ */
+
+// ---------------------------------------------------------------------------------------------------- questions
+
+/** What a question holds unless it says otherwise: as in `_asked.py`. */
+const ASKED = {
+  ask: "", picture: "", target: null, against: null, on: "target", partition: "channels", layers: null, width: 8,
+  root: "", path: [], search: "greedy", numbers: {}, seed: 0,
+};
+
+/** @type {State} */
+const DEFAULTS = {
+  picture: "", target: null, against: null, on: "target", partition: "channels", layers: null, width: 8, root: "",
+  path: [], search: "greedy", numbers: {}, cut: false, pins: [], sign: "both", clip: 99.5, opacity: 0.9,
+  colours: "RdBu", grain: 0, theme: "auto",
+};
+
+const ROLES = ["target", "against", "contrast"];
+
+/** One line of JSON for a question: sorted, without what has its default. @param {Question} question */
+export function keyOf(question) {
+  /** @type {Question} */
+  const told = {};
+  for (const name of Object.keys(question).sort()) {
+    const usual = /** @type {Question} */ (ASKED)[name];
+    if (name === "ask" || JSON.stringify(question[name]) !== JSON.stringify(usual)) told[name] = question[name];
+  }
+  return JSON.stringify(told);
+}
+
+/** What an answer lacks because it was not put into a report. */
+class Deeper extends Error {}
+
+/** @returns {Host} */
+function serverHost() {
+  const token = new URLSearchParams(location.search).get("token") ?? "";
+  /** @param {string} url @param {BodyInit} body @param {string} type */
+  const post = async (url, body, type) => {
+    /** @type {Response} */
+    let reply;
+    try {
+      reply = await fetch(url, { method: "POST", body, headers: { "content-type": type, "x-relupath-token": token } });
+    } catch {
+      throw new Error("relupath does not answer: is it still running?");
+    }
+    const answer = await reply.json().catch(() => ({}));
+    if (!reply.ok) throw new Error(answer.error ?? `relupath answered with status ${reply.status}`);
+    return answer;
+  };
+  return {
+    ask: (question) => post("/api/ask", JSON.stringify(question), "application/json"),
+    upload: (file) => post(`/api/photo?name=${encodeURIComponent(file.name)}`, file, "application/octet-stream"),
+    linked: true,
+    fixed: {},
+  };
+}
+
+/** @param {{state: Question, answers: Record<string, any>, command: string}} data @returns {Host} */
+function fileHost(data) {
+  const ask = async (/** @type {Question} */ question) => {
+    const answer = data.answers[keyOf(question)];
+    if (answer === undefined) throw new Deeper(data.command);
+    return answer;
+  };
+  return { ask, linked: true, fixed: data.state, command: data.command };
+}
+
+/** @param {any} model @returns {Host} */
+function widgetHost(model) {
+  /** @type {Map<number, {done: (answer: any) => void, failed: (error: Error) => void}>} */
+  const waiting = new Map();
+  let last = 0;
+  model.on("msg:custom", (/** @type {any} */ message) => {
+    const one = waiting.get(message?.id);
+    if (one === undefined) return;
+    waiting.delete(message.id);
+    if (message.error === undefined) one.done(message.answer);
+    else one.failed(new Error(message.error));
+  });
+  const ask = (/** @type {Question} */ question) =>
+    new Promise((done, failed) => {
+      waiting.set(++last, { done, failed });
+      model.send({ id: last, question });
+    });
+  return { ask, linked: false, fixed: model.get("state") ?? {} };
+}
+
+// ------------------------------------------------------------------------------------------------------ elements
+
+/**
+ * An element with attributes, listeners (on...) and children.
+ * @template {keyof HTMLElementTagNameMap} T
+ * @param {T} tag @param {Record<string, any>} [given] @param {...(Node | string | null)} children
+ * @returns {HTMLElementTagNameMap[T]}
+ */
+function h(tag, given = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(given)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+/** @param {string} label @param {HTMLElement} control */
+const field = (label, control) => h("label", { class: "field" }, h("span", {}, label), control);
+
+/** @param {Record<string, string>} options @param {string} chosen @param {(value: string) => void} changed */
+function select(options, chosen, changed) {
+  const element = h("select", { onchange: () => changed(element.value) });
+  return choices(element, options, chosen);
+}
+
+/** @param {HTMLSelectElement} element @param {Record<string, string>} options @param {string} chosen */
+function choices(element, options, chosen) {
+  element.replaceChildren(...Object.entries(options).map(([value, text]) => h("option", { value }, text)));
+  element.value = chosen;
+  return element;
+}
+
+/** @param {number} low @param {number} high @param {number} step @param {number} value @param {(v: number) => void} moved */
+function slider(low, high, step, value, moved) {
+  const element = h("input", {
+    type: "range", min: low, max: high, step, value, oninput: () => moved(Number(element.value)),
+  });
+  return element;
+}
+
+// ------------------------------------------------------------------------------------------------------- numbers
+
+const MINUS = "\u2212";
+const signed = (/** @type {string} */ text) => text.replace("-", MINUS);
+
+/** How a column of numbers is printed, so that they stand below each other and add up. @param {number[]} values */
+export function scaleOf(values) {
+  const size = Math.max(...values.map(Math.abs), 0);
+  const exponent = size > 0 ? Math.floor(Math.log10(size)) : 0;
+  if (exponent < -3 || exponent > 5) return { factor: 10 ** exponent, digits: 3, exponent };
+  return { factor: 1, digits: Math.max(0, Math.min(5, 3 - exponent)), exponent: 0 };
+}
+
+/** @param {number} value @param {{factor: number, digits: number}} scale */
+export function told(value, scale) {
+  const text = (value / scale.factor).toFixed(scale.digits);
+  return signed(Number(text) === 0 ? text.replace("-", "") : text);
+}
+
+/** A number by itself. @param {number} value */
+function alone(value) {
+  const scale = scaleOf([value]);
+  return told(value, scale) + (scale.exponent ? ` \u00d7 10${raised(scale.exponent)}` : "");
+}
+
+/** @param {number} exponent */
+const raised = (exponent) =>
+  [...String(exponent)].map((c) => (c === "-" ? "\u207b" : "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"[Number(c)])).join("");
+
+/** @param {number} p */
+const percent = (p) => (p >= 0.9995 && p < 1 ? "> 99.9 %" : p < 0.0005 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
+
+// ---------------------------------------------------------------------------------------------------------- maps
+
+/** Colours from against to for, in nine steps; the middle is nothing. */
+const COLOURS = {
+  RdBu: { text: "red and blue", stops: ["053061", "2c75b4", "7db8da", "d1e5f0", "f7f7f7", "fddbc7", "f09c7b", "c6413e", "67001f"] },
+  PuOr: { text: "orange and purple", stops: ["2d004b", "624994", "a59dc8", "d8daeb", "f7f7f7", "fee0b6", "f2a65a", "c0670d", "7f3b08"] },
+  managua: { text: "blue and yellow, dark", stops: ["81e6ff", "6bb1e2", "5a7bb8", "4a4a82", "4f2a4a", "7b3a3b", "a05b43", "c78f56", "ffcf67"] },
+};
+
+/** @type {Map<string, Uint8ClampedArray>} */
+const tables = new Map();
+
+/** 511 colours, from -1 to 1. @param {string} name */
+function table(name) {
+  const known = tables.get(name);
+  if (known) return known;
+  const stops = (COLOURS[/** @type {keyof typeof COLOURS} */ (name)] ?? COLOURS.RdBu).stops;
+  const parsed = stops.map((s) => [0, 2, 4].map((i) => parseInt(s.slice(i, i + 2), 16)));
+  const made = new Uint8ClampedArray(511 * 3);
+  for (let i = 0; i < 511; i++) {
+    const at = (i / 510) * (parsed.length - 1), low = Math.min(Math.floor(at), parsed.length - 2);
+    for (let c = 0; c < 3; c++) made[3 * i + c] = parsed[low][c] + (at - low) * (parsed[low + 1][c] - parsed[low][c]);
+  }
+  tables.set(name, made);
+  return made;
+}
+
+/** @param {string} text */
+const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+
+/** @type {WeakMap<WireMap, Promise<Float32Array>>} */
+const decoded = new WeakMap();
+
+/** The numbers of a map: scale * sign(q) * (q / 127)^2. @param {WireMap} map */
+export function valuesOf(map) {
+  let values = decoded.get(map);
+  if (values === undefined) {
+    values = (async () => {
+      const stream = new Blob([bytesOf(map.data)]).stream().pipeThrough(new DecompressionStream("deflate"));
+      const whole = new Int8Array(await new Response(stream).arrayBuffer());
+      return Float32Array.from(whole, (q) => (map.scale * q * Math.abs(q)) / 16129);
+    })();
+    decoded.set(map, values);
+  }
+  return values;
+}
+
+/** All sizes other than zero, in order. @param {Float32Array[]} maps */
+function sizesOf(maps) {
+  const sizes = new Float32Array(maps.reduce((count, map) => count + map.length, 0));
+  let count = 0;
+  for (const map of maps) for (const v of map) if (v !== 0) sizes[count++] = Math.abs(v);
+  return sizes.subarray(0, count).sort();
+}
+
+/** Where the colours end: a percentile of the sizes. @param {Float32Array} sizes @param {number} clip */
+const endOf = (sizes, clip) => sizes[Math.min(sizes.length - 1, Math.floor((clip / 100) * sizes.length))] || 1;
+
+/** @param {WireImage} image */
+async function pixelsOf(image) {
+  const bitmap = await createImageBitmap(new Blob([bytesOf(image.data)], { type: image.mime }));
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  context.drawImage(bitmap, 0, 0);
+  return context.getImageData(0, 0, bitmap.width, bitmap.height);
+}
+
+/**
+ * Paint a map over the picture in grey.
+ * @param {HTMLCanvasElement} canvas @param {{values: Float32Array, shape: [number, number]} | null} map
+ * @param {[number, number]} shape @param {ImageData | null} photo @param {number} end @param {State} state
+ */
+function paint(canvas, map, shape, photo, end, state) {
+  const [rows, columns] = photo ? [photo.height, photo.width] : grown(shape);
+  if (canvas.width !== columns || canvas.height !== rows) [canvas.width, canvas.height] = [columns, rows];
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const image = context.createImageData(columns, rows), colours = table(state.colours), out = image.data;
+  const dark = state.colours === "managua", values = map?.values ?? null, [high, wide] = map?.shape ?? shape;
+  const times = map ? Math.ceil(Math.max(...shape) / Math.max(...map.shape)) : 1;
+  const place = (/** @type {number} */ i, /** @type {number} */ size, /** @type {number} */ whole, /** @type {number} */ last) =>
+    Math.min(last - 1, Math.floor(Math.floor((i * whole) / size) / times));
+  for (let y = 0, o = 0; y < rows; y++) {
+    const row = place(y, rows, shape[0], high) * wide;
+    for (let x = 0; x < columns; x++, o += 4) {
+      let v = values ? values[row + place(x, columns, shape[1], wide)] : 0;
+      if ((state.sign === "for" && v < 0) || (state.sign === "against" && v > 0)) v = 0;
+      const t = Math.max(-1, Math.min(1, v / end)), i = 3 * Math.round(255 + 255 * t);
+      const a = values ? state.opacity * Math.abs(t) ** 0.6 : 0;
+      for (let c = 0; c < 3; c++) {
+        let ground = dark ? 40 : 247;
+        if (photo && values) {
+          const grey = 0.3 * photo.data[o] + 0.59 * photo.data[o + 1] + 0.11 * photo.data[o + 2];
+          ground = dark ? 20 + 0.4 * grey : 110 + 0.56 * grey;
+        } else if (photo) ground = photo.data[o + c];
+        out[o + c] = ground * (1 - a) + colours[i + c] * a;
+      }
+      out[o + 3] = 255;
+    }
+  }
+  context.putImageData(image, 0, 0);
+}
+
+/** A map of few entries, large enough to see. @param {[number, number]} shape @returns {[number, number]} */
+function grown([rows, columns]) {
+  const times = Math.max(1, Math.floor(96 / Math.max(rows, columns)));
+  return [rows * times, columns * times];
+}
+
+/** A map with neighbours summed, so that its sum stays what it is. @param {Float32Array} values @param {[number, number]} shape @param {number} grain @returns {{values: Float32Array, shape: [number, number]}} */
+function coarse(values, [rows, columns], grain) {
+  if (grain === 1) return { values, shape: [rows, columns] };
+  const high = Math.ceil(rows / grain), wide = Math.ceil(columns / grain), sums = new Float32Array(high * wide);
+  for (let y = 0; y < rows; y++) {
+    const to = Math.floor(y / grain) * wide;
+    for (let x = 0; x < columns; x++) sums[to + Math.floor(x / grain)] += values[y * columns + x];
+  }
+  return { values: sums, shape: [high, wide] };
+}
+
+/** How many pixels a side are summed, unless it is chosen. @param {[number, number]} shape @param {number} grain */
+const grainOf = (shape, grain) => grain || Math.max(1, Math.round(Math.max(...shape) / 56));
+
+/** Maps on one scale: painted together. */
+class Group {
+  /** @param {{canvas: HTMLCanvasElement, map: WireMap, scaled: boolean}[]} members */
+  constructor(members) {
+    this.members = members;
+    this.end = 1;
+    this.grain = -1;
+    this.values = Promise.all(members.map(({ map }) => valuesOf(map)));
+  }
+
+  /** @param {number} grain */
+  async summed(grain) {
+    const values = await this.values;
+    if (grain !== this.grain || this.ready === undefined) {
+      const maps = this.members.map(({ map }, i) => coarse(values[i], map.shape, grainOf(map.shape, grain)));
+      const counted = maps.filter((_, i) => this.members[i].scaled);
+      this.ready = { maps, sizes: sizesOf((counted.length ? counted : maps).map((map) => map.values)) };
+      this.grain = grain;
+    }
+    return this.ready;
+  }
+
+  /** @param {Promise<ImageData | null>} photo @param {State} state */
+  async paint(photo, state) {
+    const [{ maps, sizes }, ground] = await Promise.all([this.summed(state.grain), photo]);
+    this.end = endOf(sizes, state.clip);
+    this.members.forEach(({ canvas, map }, i) => paint(canvas, maps[i], map.shape, ground, this.end, state));
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------- view
+
+/** @param {State} state */
+function toLink(state) {
+  const link = new URLSearchParams();
+  for (const [name, value] of Object.entries(state)) {
+    const usual = DEFAULTS[/** @type {keyof State} */ (name)];
+    if (Array.isArray(value)) for (const one of value) link.append(name, one);
+    else if (name === "numbers") for (const [n, v] of Object.entries(state.numbers)) link.append(`n.${n}`, String(v));
+    else if (value !== usual && value !== null) link.set(name, String(value));
+  }
+  return link.toString();
+}
+
+/** @param {string} text @returns {Partial<State>} */
+function fromLink(text) {
+  const link = new URLSearchParams(text);
+  /** @type {Record<string, any>} */
+  const state = {};
+  for (const [name, usual] of Object.entries(DEFAULTS)) {
+    if (Array.isArray(usual)) state[name] = link.getAll(name);
+    else if (name === "numbers") {
+      state[name] = Object.fromEntries([...link].filter(([n]) => n.startsWith("n.")).map(([n, v]) => [n.slice(2), Number(v)]));
+    } else if (link.has(name)) {
+      const value = link.get(name) ?? "";
+      const whole = ["target", "against", "width", "clip", "opacity", "grain"].includes(name);
+      state[name] = whole ? Number(value) : typeof usual === "boolean" ? value === "true" : value;
+    } else state[name] = usual;
+  }
+  return state;
+}
+
+const HELP = [
+  ["\u2191 \u2193", "the share above, below"], ["\u2192", "open the share, go to its parts"], ["\u2190", "back to the share it is a part of"],
+  ["1 2 3", "take apart the target, the other class, their contrast"], ["c", "cut the unit, or undo"],
+  ["p", "pin the path"], ["/", "jump to a unit"], ["?", "this list"],
+];
+
+const PRESET = { neurons: "single neurons", channels: "channels", locations: "places", "heads:N": "attention heads" };
+
+class RelupathView extends HTMLElement {
+  constructor() {
+    super();
+    /** @type {State} */
+    this.state = { ...DEFAULTS };
+    /** @type {Map<string, Promise<any>>} */
+    this.answers = new Map();
+    /** @type {Map<string, Group>} */
+    this.groups = new Map();
+    /** @type {Map<string, NodeAnswer>} */
+    this.seen = new Map();
+    /** @type {Opened | null} */
+    this.opened = null;
+    /** @type {Hello | null} */
+    this.hello = null;
+    /** @type {Promise<ImageData | null>} */
+    this.photo = Promise.resolve(null);
+    /** @type {WireImage | null} */
+    this.photoOf = null;
+    this.turn = 0;
+    /** @type {Host | null} */
+    this.given = null;
+  }
+
+  /** @returns {Host} */
+  get host() {
+    if (this.given === null) {
+      const inside = document.getElementById("relupath-answers");
+      this.given = this.getAttribute("host") === "file" && inside ? fileHost(JSON.parse(inside.textContent ?? "")) : serverHost();
+    }
+    return this.given;
+  }
+
+  connectedCallback() {
+    if (this.parts) return;
+    this.parts = this.build();
+    if (this.host.linked) {
+      this.state = { ...this.state, ...fromLink(location.hash.slice(1)), ...this.host.fixed };
+      window.addEventListener("popstate", () => {
+        this.state = { ...this.state, ...fromLink(location.hash.slice(1)), ...this.host.fixed };
+        this.show();
+      });
+    } else this.state = { ...this.state, ...this.host.fixed };
+    this.addEventListener("keydown", (event) => this.key(event));
+    this.start();
+  }
+
+  async start() {
+    try {
+      this.hello = /** @type {Hello} */ (await this.ask({ ask: "hello" }));
+      if (this.state.picture === "") this.state.picture = this.hello.pictures.at(-1)?.id ?? "";
+      this.greet();
+      await this.show();
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  // --- asking
+
+  /** @param {Question} question @returns {Promise<any>} */
+  ask(question) {
+    const key = keyOf(question);
+    let answer = this.answers.get(key);
+    if (answer === undefined) {
+      answer = this.host.ask(question);
+      this.answers.set(key, answer);
+      answer.catch(() => this.answers.delete(key));
+      if (this.answers.size > 600) this.answers.delete(this.answers.keys().next().value ?? "");
+    }
+    return answer;
+  }
+
+  /** A question about what is shown. @param {string} ask @param {Partial<State>} [more] @returns {Question} */
+  question(ask, more = {}) {
+    const s = { ...this.state, ...more };
+    const question = /** @type {Question} */ ({ ask, picture: s.picture, target: s.target, against: s.against });
+    if (ask === "open") return question;
+    if (this.opened) [question.target, question.against] = [this.opened.target.index, this.opened.against.index];
+    question.on = s.on;
+    if (ask === "bias" || ask === "check") return question;
+    Object.assign(question, { partition: s.partition, layers: s.layers });
+    if (ask === "paths" || s.root.startsWith("found:")) Object.assign(question, { search: s.search, numbers: s.numbers });
+    if (ask === "paths") return question;
+    return { ...question, width: s.width, root: s.root, path: s.path };
+  }
+
+  // --- moving
+
+  /** Change the state, the link and what is shown. @param {Partial<State>} changes */
+  go(changes) {
+    Object.assign(this.state, changes);
+    if (this.host.linked) {
+      const link = `#${toLink(this.state)}`;
+      if (link !== location.hash) history.pushState(null, "", link);
+    }
+    return this.show();
+  }
+
+  /** Change how maps look. @param {Partial<State>} changes */
+  look(changes) {
+    Object.assign(this.state, changes);
+    if (this.host.linked) history.replaceState(null, "", `#${toLink(this.state)}`);
+    this.toggleAttribute("data-dark", this.state.theme === "dark");
+    this.toggleAttribute("data-light", this.state.theme === "light");
+    cancelAnimationFrame(this.frame ?? 0);
+    this.frame = requestAnimationFrame(() => this.repaint());
+  }
+
+  repaint() {
+    for (const [name, group] of this.groups) {
+      if (group.members.some(({ canvas }) => canvas.isConnected)) {
+        group.paint(this.photo, this.state).then(() => this.legend(name, group));
+      } else this.groups.delete(name);
+    }
+  }
+
+  /** @param {string} name @param {{canvas: HTMLCanvasElement, map: WireMap | null, scaled?: boolean}[]} members */
+  group(name, members) {
+    const shown = members.flatMap(({ canvas, map, scaled }) => (map ? [{ canvas, map, scaled: scaled ?? true }] : []));
+    const group = new Group(shown);
+    this.groups.set(name, group);
+    return group.paint(this.photo, this.state).then(() => this.legend(name, group));
+  }
+
+  // --- showing
+
+  async show() {
+    const turn = ++this.turn, p = this.parts;
+    if (!p) return;
+    p.view.hidden = this.state.picture === "";
+    p.empty.hidden = this.state.picture !== "";
+    if (this.state.picture === "") return;
+    this.busy(true);
+    try {
+      const opened = /** @type {Opened} */ (await this.ask(this.question("open")));
+      if (turn !== this.turn) return;
+      this.open(opened);
+      const strip = this.showStrip(turn);
+      await Promise.all([strip, this.showColumns(turn), this.showCut(turn), this.showPins(turn)]);
+      if (turn !== this.turn) return;
+      this.message("");
+      if (p.bias.open) this.showBias(turn);
+      this.check(turn);
+    } catch (error) {
+      if (turn === this.turn) this.fail(error);
+    } finally {
+      if (turn === this.turn) this.busy(false);
+    }
+  }
+
+  /** @param {boolean} busy */
+  busy(busy) {
+    this.toggleAttribute("data-busy", busy);
+    this.setAttribute("aria-busy", String(busy));
+  }
+
+  /** @param {unknown} error */
+  fail(error) {
+    const text = error instanceof Error ? error.message : String(error);
+    this.message(error instanceof Deeper ? `Not in this file. To see it: ${text}` : text, true);
+  }
+
+  /** @param {string} text @param {boolean} [wrong] */
+  message(text, wrong = false) {
+    const p = this.parts;
+    if (!p) return;
+    p.alert.textContent = text;
+    p.alert.hidden = text === "";
+    p.alert.classList.toggle("wrong", wrong);
+  }
+
+  /** @param {string} text */
+  say(text) {
+    const p = this.parts;
+    if (!p) return;
+    p.status.textContent = text;
+    clearTimeout(this.said);
+    this.said = setTimeout(() => (p.status.textContent = ""), 2500);
+  }
+
+  /** What does not change with the picture. */
+  greet() {
+    const p = this.parts, hello = this.hello;
+    if (!p || !hello) return;
+    p.model.textContent = hello.model;
+    p.upload.hidden = !(hello.adds && this.host.upload);
+    p.scene.hidden = !hello.draws || !this.host.upload;
+    p.fixed.hidden = this.host.command === undefined;
+    const partitions = Object.fromEntries(hello.partitions.filter((name) => !name.includes(":")).map((name) => [name, PRESET[/** @type {keyof typeof PRESET} */ (name)] ?? name]));
+    if (!(this.state.partition in partitions)) partitions[this.state.partition] = this.state.partition;
+    choices(p.partition, partitions, this.state.partition);
+    p.width.value = String(this.state.width);
+    p.layers.value = this.state.layers ?? "";
+    choices(p.search, Object.fromEntries(Object.keys(hello.searches).map((name) => [name, name])), this.state.search);
+    this.numbersOf();
+    p.names.replaceChildren(...hello.classes.map((name) => h("option", { value: name })));
+    for (const control of [p.partition, p.width, p.layers]) control.disabled = this.host.command !== undefined;
+    this.look({});
+  }
+
+  /** @param {Opened} opened */
+  open(opened) {
+    const p = this.parts;
+    if (!p) return;
+    this.opened = opened;
+    const { picture } = opened;
+    if (this.photoOf !== picture.image) {
+      this.photoOf = picture.image;
+      this.photo = picture.image ? pixelsOf(picture.image).catch(() => null) : Promise.resolve(null);
+      p.photo.hidden = picture.image === null;
+      this.photo.then((pixels) => pixels && paint(p.photo, null, [1, 1], pixels, 1, this.state));
+    }
+    const pictures = new Map((this.hello?.pictures ?? []).map(({ id, name }) => [id, name]));
+    pictures.set(picture.id, picture.name);
+    const names = Object.fromEntries([...pictures].map(([id, name]) => [id, name.split(/[\\/]/).at(-1) ?? name]));
+    choices(p.pictures, names, picture.id);
+    p.pictures.title = picture.name;
+    p.notes.replaceChildren(...[...(this.hello?.notes ?? []), ...picture.notes].map((note) => h("li", {}, note)));
+    p.units.replaceChildren(...Object.keys(opened.layers).reverse().map((name) => h("option", { value: `${name}:` })));
+    const other = opened.best.filter((s) => s.index !== opened.target.index && s.index !== opened.against.index);
+    const scores = [opened.target, opened.against, ...other].sort((a, b) => b.logit - a.logit);
+    p.classes.replaceChildren(...scores.map((score) => this.score(score, opened)));
+    document.title = this.host.linked ? `${opened.target.name} \u2013 relupath` : document.title;
+  }
+
+  /** @param {Score} score @param {Opened} opened */
+  score(score, opened) {
+    const choose = (/** @type {"target" | "against"} */ role) => {
+      const mine = { target: opened.target.index, against: opened.against.index };
+      const other = role === "target" ? "against" : "target";
+      const changes = { [role]: score.index, ...(mine[other] === score.index ? { [other]: mine[role] } : {}) };
+      this.go({ target: mine.target, against: mine.against, ...changes, path: [], cut: false });
+    };
+    const button = (/** @type {"target" | "against"} */ role, /** @type {string} */ text) =>
+      h("button", {
+        type: "button", class: "role", "aria-pressed": String(opened[role].index === score.index), title: `${text} ${score.name}`,
+        "aria-label": `${text} ${score.name}`, onclick: () => choose(role), disabled: this.host.command !== undefined,
+      }, role === "target" ? "why" : "why not");
+    const bar = h("span", { class: "bar" });
+    bar.style.setProperty("--share", String(score.probability));
+    return h("li", { class: opened.target.index === score.index ? "chosen" : null },
+      h("span", { class: "name", title: score.name }, score.name), h("span", { class: "number" }, percent(score.probability)),
+      bar, button("target", "why"), button("against", "why not"));
+  }
+
+  /** The names of what is taken apart. @param {Opened} opened @returns {Record<string, string>} */
+  titles(opened) {
+    const [t, a] = [opened.target.name, opened.against.name];
+    return { target: t, against: a, contrast: `${t} ${MINUS} ${a}` };
+  }
+
+  /** Target, the other class and contrast, for the path that is chosen. @param {number} turn */
+  async showStrip(turn) {
+    const p = this.parts, opened = this.opened, { root, path } = this.state;
+    if (!p || !opened) return;
+    const last = path.at(-1), titles = this.titles(opened);
+    for (const role of ROLES) {
+      const figure = p.strip[role];
+      figure.name.textContent = titles[role];
+      figure.button.setAttribute("aria-pressed", String(role === this.state.on));
+      figure.button.classList.add("waiting");
+    }
+    this.crumbs();
+    const silent = last === "bias" || last === "by-pass";
+    const asked = silent ? null : path.length === 0 && root === "" ? opened.rows : (await this.ask(this.question("compare"))).rows;
+    const above = silent ? /** @type {NodeAnswer} */ (await this.ask(this.question("node", { path: path.slice(0, -1) }))) : null;
+    if (turn !== this.turn) return;
+    /** @type {(Row | Share | null)[]} */
+    const rows = ROLES.map((role, i) => asked ? asked[i] : role === this.state.on ? above?.children.find((c) => c.key === last) ?? null : null);
+    const scale = scaleOf(rows.flatMap((row) => (row ? [row.value, row.weight_part] : [])));
+    rows.forEach((row, i) => {
+      const { button, value, parts, canvas } = p.strip[ROLES[i]];
+      button.classList.remove("waiting");
+      button.classList.toggle("nothing", row === null || row.map === null);
+      button.dataset.value = row ? String(row.value) : "";
+      value.textContent = row ? told(row.value, scale) + times(scale) : "\u2013";
+      parts.textContent = row ? `weights ${told(row.weight_part, scale)}  bias ${told(row.bias, scale)}` : "only units have a map for each class";
+      canvas.setAttribute("aria-label", row ? `map of what the pixels add to ${titles[ROLES[i]]}: ${alone(row.value)}` : "no map");
+    });
+    await this.group("strip", rows.map((row, i) => ({ canvas: p.strip[ROLES[i]].canvas, map: row ? row.map : null })));
+  }
+
+  /** The scale of the strip. @param {string} name @param {Group} group */
+  legend(name, group) {
+    const p = this.parts;
+    if (!p || name !== "strip") return;
+    const colours = table(this.state.colours), context = p.legend.getContext("2d");
+    if (!context) return;
+    const image = context.createImageData(511, 1);
+    for (let i = 0; i < 511; i++) {
+      for (let c = 0; c < 3; c++) image.data[4 * i + c] = colours[3 * i + c];
+      image.data[4 * i + 3] = 255;
+    }
+    context.putImageData(image, 0, 0);
+    p.low.textContent = alone(-group.end);
+    p.high.textContent = `+${alone(group.end)}`;
+    const shape = group.members[0]?.map.shape ?? [1, 1], grain = grainOf(shape, this.state.grain);
+    p.clipped.textContent = `${grain === 1 ? "a pixel" : `${grain} \u00d7 ${grain} pixels`}, clipped at the ${this.state.clip}th percentile`;
+  }
+
+  /** From the decision to the path that is chosen. */
+  crumbs() {
+    const p = this.parts, opened = this.opened, { root, path } = this.state;
+    if (!p || !opened) return;
+    const crumb = (/** @type {string} */ text, /** @type {Partial<State>} */ to, /** @type {boolean} */ current) =>
+      h("li", {}, h("button", { type: "button", "aria-current": current ? "true" : null, onclick: () => this.go({ ...to, cut: false }) }, text));
+    const whole = this.titles(opened)[this.state.on];
+    const items = [crumb(whole, { root: "", path: [] }, root === "" && path.length === 0)];
+    if (root !== "") items.push(crumb(root.startsWith("found:") ? `${this.state.search}, path ${Number(root.slice(6)) + 1}` : root, { path: [] }, path.length === 0));
+    path.forEach((key, i) => items.push(crumb(short(key), { path: path.slice(0, i + 1) }, i === path.length - 1)));
+    p.crumbs.replaceChildren(...items);
+    const unit = (path.length > 0 || root !== "") && !["bias", "by-pass"].includes(path.at(-1) ?? "");
+    p.cut.disabled = !unit || this.host.command !== undefined;
+    p.cut.setAttribute("aria-pressed", String(this.state.cut));
+    p.pin.disabled = !unit;
+  }
+
+  /** The shares below each node on the way down. @param {number} turn */
+  async showColumns(turn) {
+    const p = this.parts, { path } = this.state;
+    if (!p) return;
+    const leaf = path.at(-1) === "bias" || path.at(-1) === "by-pass";
+    const count = path.length + (leaf ? 0 : 1);
+    const before = p.columns.children.length;
+    const work = [];
+    for (let depth = 0; depth < count; depth++) {
+      const question = this.question("node", { path: path.slice(0, depth) }), key = keyOf(question);
+      let column = /** @type {HTMLElement | undefined} */ (p.columns.children[depth]);
+      if (column?.dataset.key !== key) {
+        const fresh = this.skeleton(key);
+        if (column) column.replaceWith(fresh);
+        else p.columns.append(fresh);
+        column = fresh;
+      }
+      work.push(this.fill(column, question, depth, turn));
+    }
+    while (p.columns.children.length > count) p.columns.lastElementChild?.remove();
+    if (count > before) {
+      const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      p.columns.scrollTo({ left: p.columns.scrollWidth, behavior: calm ? "instant" : "smooth" });
+    }
+    await Promise.all(work);
+  }
+
+  /** A column before its numbers are there. @param {string} key */
+  skeleton(key) {
+    const rows = Array.from({ length: Math.min(this.state.width + 1, 10) }, () => h("li", { class: "ghost" }));
+    return h("section", { class: "column", "data-key": key, "aria-label": "computing" },
+      h("header", {}, h("h3", {}, "\u00a0"), h("p", {}, "\u00a0")), h("ol", {}, ...rows), h("footer", {}, "\u00a0"));
+  }
+
+  /** @param {HTMLElement} column @param {Question} question @param {number} depth @param {number} turn */
+  async fill(column, question, depth, turn) {
+    /** @type {NodeAnswer} */
+    let answer;
+    try {
+      answer = await this.ask(question);
+    } catch (error) {
+      const text = error instanceof Error ? error.message : String(error);
+      const again = h("button", { type: "button", onclick: () => this.show() }, "Try again");
+      column.replaceChildren(error instanceof Deeper
+        ? h("div", { class: "deeper" }, h("p", {}, "This lies deeper than this file goes. To see it:"), h("code", {}, text))
+        : h("div", { class: "deeper wrong" }, h("p", {}, text), again));
+      column.dataset.key = "";
+      column.setAttribute("aria-label", "not shown");
+      return;
+    }
+    if (turn !== this.turn) return;
+    this.seen.set(keyOf(question), answer);
+    const chosen = this.state.path[depth];
+    if (column.dataset.filled !== "yes") this.rows(column, answer, question.path);
+    for (const button of column.querySelectorAll("button")) {
+      const mine = button.dataset.key === chosen;
+      button.setAttribute("aria-expanded", String(mine));
+      button.tabIndex = mine || (chosen === undefined && button === column.querySelector("button")) ? 0 : -1;
+    }
+  }
+
+  /** @param {HTMLElement} column @param {NodeAnswer} answer @param {string[]} prefix */
+  rows(column, answer, prefix) {
+    const { node, children } = answer;
+    const layers = [...new Set(children.filter((c) => c.kind === "path").map((c) => c.layer ?? ""))];
+    const { common, own } = apart(layers);
+    const scale = scaleOf([node.value, ...children.map((c) => c.value)]);
+    const most = Math.max(...children.map((c) => Math.abs(c.value)), 1e-300);
+    const title = children.length === 0 ? "nothing below" : (layers.length > 1 ? `${common} \u00b7 ${[...own.values()].join(" | ")}` : layers[0] ?? "below");
+    /** @type {{canvas: HTMLCanvasElement, map: WireMap | null, scaled: boolean}[]} */
+    const members = [];
+    const items = children.map((share) => {
+      const canvas = h("canvas", { class: "thumb", width: 1, height: 1, role: "img", "aria-label": share.map ? "its map" : "no map" });
+      members.push({ canvas, map: share.map, scaled: share.kind === "path" });
+      const bar = h("span", { class: share.value < 0 ? "bar less" : "bar" });
+      bar.style.setProperty("--share", String(Math.abs(share.value) / most));
+      const name = nameOf(share, own);
+      return h("li", {}, h("button", {
+        type: "button", class: `share ${share.kind}`, "data-key": share.key, "data-value": share.value,
+        title: `${share.key}: ${share.value}`,
+        onclick: () => this.choose(prefix, share.key),
+      }, canvas, h("span", { class: "unit" }, name), h("span", { class: "number" }, told(share.value, scale)), bar,
+      h("span", { class: "parts" }, share.kind === "bias" ? "constants, no map" : `weights ${told(share.weight_part, scale)}  bias ${told(share.bias, scale)}`)));
+    });
+    const sum = children.reduce((total, c) => total + c.value, 0);
+    const size = children.reduce((total, c) => total + Math.abs(c.value), Math.abs(node.value));
+    const adds = Math.abs(sum - node.value) <= 1e-4 * size;
+    column.replaceChildren(
+      h("header", {}, h("h3", { title }, title), h("p", {}, `${told(node.value, scale)}${times(scale)} is the sum of`)),
+      h("ol", {}, ...items),
+      h("footer", { "data-sum": sum, "data-value": node.value, class: adds ? null : "wrong" },
+        children.length === 0 ? "Here the path ends."
+          : h("span", {}, children.length === 1 ? "1 share" : `${children.length} shares`), h("span", { class: "number" }, children.length ? `\u03a3 ${told(sum, scale)}` : "")));
+    column.dataset.filled = "yes";
+    column.setAttribute("aria-label", `shares on ${title}`);
+    this.group(`column ${column.dataset.key}`, members);
+  }
+
+  /** @param {string[]} prefix @param {string} key */
+  choose(prefix, key) {
+    const open = this.state.path[prefix.length] === key;
+    const deeper = this.state.path.length > prefix.length + 1;
+    return this.go({ path: open && !deeper ? prefix : [...prefix, key], cut: false });
+  }
+
+  /** What becomes of the output without the unit. @param {number} turn */
+  async showCut(turn) {
+    const p = this.parts, opened = this.opened;
+    if (!p || !opened) return;
+    p.after.hidden = !this.state.cut;
+    if (!this.state.cut) return;
+    p.after.replaceChildren(h("p", {}, "Running the model without the unit\u2026"));
+    const cut = /** @type {Cut} */ (await this.ask(this.question("cut")));
+    if (turn !== this.turn) return;
+    const scale = scaleOf([cut.value, cut.ablated, cut.without_path]);
+    const after = new Map(cut.after.map((score) => [score.index, score]));
+    const rows = cut.before.map((score) => {
+      const then = after.get(score.index);
+      const cell = (/** @type {number} */ p) => {
+        const bar = h("span", { class: "bar" });
+        bar.style.setProperty("--share", String(p));
+        return h("td", {}, h("span", { class: "number" }, percent(p)), bar);
+      };
+      return h("tr", { class: score.index === cut.predicted ? "chosen" : null }, h("th", { scope: "row" }, score.name),
+        cell(score.probability), cell(then?.probability ?? 0));
+    });
+    p.after.replaceChildren(
+      h("h2", {}, `Without ${short(cut.cut)}`),
+      h("p", { class: "numbers" },
+        `${this.titles(opened)[this.state.on]} ${told(cut.value, scale)} \u2192 `, h("strong", {}, told(cut.ablated, scale)), times(scale),
+        ` (its share predicts ${told(cut.without_path, scale)}; the rest is gates that move)`),
+      h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "class"), h("th", { scope: "col" }, "before"), h("th", { scope: "col" }, "after"))), h("tbody", {}, ...rows)));
+  }
+
+  /** Paths kept for comparison, on one scale. @param {number} turn */
+  async showPins(turn) {
+    const p = this.parts;
+    if (!p) return;
+    p.pins.hidden = this.state.pins.length === 0;
+    const key = JSON.stringify([this.state.pins, this.opened?.target.index, this.opened?.against.index]);
+    if (p.pinned.dataset.key === key) return;
+    const answers = await Promise.all(this.state.pins.map(async (pin) => {
+      const [on, root, ...path] = JSON.parse(pin);
+      return { pin, on, root, path, answer: /** @type {NodeAnswer} */ (await this.ask(this.question("node", { on, root, path }))) };
+    }));
+    if (turn !== this.turn) return;
+    const scale = scaleOf(answers.map(({ answer }) => answer.node.value));
+    /** @type {{canvas: HTMLCanvasElement, map: WireMap | null}[]} */
+    const members = [];
+    p.pinned.replaceChildren(...answers.map(({ pin, on, root, path, answer }) => {
+      const canvas = h("canvas", { role: "img", "aria-label": "map of a pinned path" });
+      members.push({ canvas, map: answer.node.map });
+      const name = [root, ...path].filter(Boolean).map(short).join(" \u203a ");
+      return h("li", {}, h("button", { type: "button", class: "map", onclick: () => this.go({ on, root, path, cut: false }) }, canvas,
+        h("span", { class: "unit", title: name }, name), h("span", { class: "number" }, `${told(answer.node.value, scale)}${times(scale)}`)),
+      h("button", { type: "button", class: "remove", "aria-label": `unpin ${name}`, onclick: () => this.go({ pins: this.state.pins.filter((one) => one !== pin) }) }, "\u00d7"));
+    }));
+    p.pinned.dataset.key = key;
+    await this.group("pins", members);
+  }
+
+  /** Where the bias enters. @param {number} turn */
+  async showBias(turn) {
+    const p = this.parts;
+    if (!p) return;
+    try {
+      const bias = await this.ask(this.question("bias"));
+      if (turn !== this.turn) return;
+      /** @type {{layer: string, value: number}[]} */
+      const layers = bias.layers;
+      const total = layers.reduce((sum, { value }) => sum + value, 0);
+      const scale = scaleOf([total, ...layers.map(({ value }) => value)]);
+      const most = Math.max(...layers.map(({ value }) => Math.abs(value)), 1e-300);
+      const canvas = h("canvas", { role: "img", "aria-label": "where the bias lies" });
+      const items = layers.map(({ layer, value }) => {
+        const bar = h("span", { class: value < 0 ? "bar less" : "bar" });
+        bar.style.setProperty("--share", String(Math.abs(value) / most));
+        return h("li", { "data-value": value }, h("span", { class: "unit", title: layer }, layer === "output" ? "above the last layer" : layer), h("span", { class: "number" }, told(value, scale)), bar);
+      }).reverse();
+      p.biases.replaceChildren(h("div", { class: "map" }, canvas), h("div", {},
+        h("p", {}, `All constants together add ${told(total, scale)}${times(scale)}; ${told(bias.unplaced, scale)} of it has no place in the picture. By the layer below which they enter:`),
+        h("ol", { class: "layers" }, ...items)));
+      await this.group("bias", [{ canvas, map: bias.map }]);
+    } catch (error) {
+      p.biases.replaceChildren(this.refusal(error));
+    }
+  }
+
+  /** Paths that a search finds. */
+  async findPaths() {
+    const p = this.parts, turn = this.turn;
+    if (!p) return;
+    p.found.replaceChildren(h("p", { class: "quiet" }, "Searching\u2026"));
+    try {
+      const found = /** @type {Found} */ (await this.ask(this.question("paths")));
+      if (turn !== this.turn) return;
+      const scale = scaleOf(found.paths.map(({ value }) => value));
+      /** @type {{canvas: HTMLCanvasElement, map: WireMap | null}[]} */
+      const members = [];
+      const items = found.paths.map((share, i) => {
+        const canvas = h("canvas", { role: "img", "aria-label": "map of a found path" });
+        members.push({ canvas, map: share.map });
+        return h("li", {}, h("button", { type: "button", class: "map", title: share.key, onclick: () => this.go({ root: `found:${i}`, path: [], cut: false }) },
+          canvas, h("span", { class: "unit" }, short(share.name ?? share.key)), h("span", { class: "number" }, `${alone(share.value)}`)));
+      });
+      const held = found.held === null ? "" : ` They hold ${told(100 * found.held, scaleOf([100 * found.held]))} % of the value.`;
+      const what = found.several ? `${found.paths.length} paths.` : "One path, from thin to deep.";
+      p.found.replaceChildren(h("p", { class: "quiet" }, `${what} It ended because it ${found.stopped}.${held}`), h("ul", { class: "tray" }, ...items));
+      void scale;
+      for (const [i, member] of members.entries()) this.group(`found ${i}`, [member]);
+    } catch (error) {
+      p.found.replaceChildren(this.refusal(error));
+    }
+  }
+
+  /** @param {unknown} error */
+  refusal(error) {
+    const text = error instanceof Error ? error.message : String(error);
+    return error instanceof Deeper ? h("div", { class: "deeper" }, h("p", {}, "Not in this file. To see it:"), h("code", {}, text)) : h("p", { class: "wrong" }, text);
+  }
+
+  /** Say that the numbers add up, or do not. @param {number} turn */
+  async check(turn) {
+    const p = this.parts;
+    if (!p) return;
+    const question = this.question("check"), key = keyOf(question);
+    if (p.checked.dataset.key === key) return;
+    p.checked.textContent = "";
+    try {
+      const { error, tolerance } = await this.ask(question);
+      if (turn !== this.turn) return;
+      p.checked.textContent = `The weights and every constant of the network add up to this output by two independent routes, to a relative error of ${error.toExponential(0).replace("-", MINUS)} (allowed: ${tolerance.toExponential(0).replace("-", MINUS)}).`;
+      p.checked.dataset.key = key;
+    } catch (error) {
+      if (turn === this.turn && !(error instanceof Deeper)) p.checked.textContent = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  // --- what a person does
+
+  /** @param {KeyboardEvent} event */
+  key(event) {
+    const target = /** @type {HTMLElement} */ (event.target);
+    if (event.ctrlKey || event.metaKey || event.altKey || target.closest("input, select, textarea, dialog")) return;
+    const p = this.parts;
+    if (!p) return;
+    /** @type {Record<string, () => void>} */
+    const does = {
+      ArrowDown: () => this.step(target, 1), ArrowUp: () => this.step(target, -1),
+      ArrowRight: () => this.deeper(target), ArrowLeft: () => this.back(target),
+      1: () => this.go({ on: "target", path: [], cut: false }), 2: () => this.go({ on: "against", path: [], cut: false }),
+      3: () => this.go({ on: "contrast", path: [], cut: false }),
+      c: () => p.cut.disabled || p.cut.click(), p: () => p.pin.disabled || p.pin.click(),
+      "/": () => p.jump.focus(), "?": () => p.help.showModal(),
+    };
+    const arrow = event.key.startsWith("Arrow");
+    if (does[event.key] === undefined || (arrow && !target.closest(".column"))) return;
+    event.preventDefault();
+    does[event.key]();
+  }
+
+  /** @param {HTMLElement} from @param {number} by */
+  step(from, by) {
+    const rows = [...(from.closest("ol")?.querySelectorAll("button") ?? [])];
+    rows[rows.indexOf(/** @type {HTMLButtonElement} */ (from)) + by]?.focus();
+  }
+
+  /** @param {HTMLElement} from */
+  async deeper(from) {
+    const column = from.closest(".column"), key = from.dataset.key;
+    if (!column || key === undefined) return;
+    const depth = [...(this.parts?.columns.children ?? [])].indexOf(column);
+    if (this.state.path[depth] !== key) await this.go({ path: [...this.state.path.slice(0, depth), key], cut: false });
+    /** @type {HTMLElement | null | undefined} */
+    const next = this.parts?.columns.children[depth + 1]?.querySelector("ol button");
+    next?.focus();
+  }
+
+  /** @param {HTMLElement} from */
+  back(from) {
+    const column = from.closest(".column")?.previousElementSibling;
+    /** @type {HTMLElement | null | undefined} */
+    const row = column?.querySelector('button[aria-expanded="true"]');
+    row?.focus();
+  }
+
+  /** Jump to `layer:unit`. @param {string} text */
+  async jump(text) {
+    const p = this.parts, before = { root: this.state.root, path: this.state.path, cut: this.state.cut };
+    if (!p || text.trim() === "") return;
+    const question = this.question("node", { root: text.trim(), path: [] });
+    try {
+      await this.ask(question);
+      p.jump.setCustomValidity("");
+      this.say(`opened ${text.trim()}`);
+      await this.go({ root: text.trim(), path: [], cut: false });
+    } catch (error) {
+      Object.assign(this.state, before);
+      this.fail(error);
+    }
+  }
+
+  pin() {
+    const { on, root, path, pins } = this.state, pin = JSON.stringify([on, root, ...path]);
+    this.say("pinned");
+    return this.go({ pins: pins.includes(pin) ? pins : [...pins, pin].slice(-12) });
+  }
+
+  /** @param {File | null | undefined} file */
+  async upload(file) {
+    if (!file || !this.host.upload) return;
+    this.busy(true);
+    this.message(`Reading ${file.name}\u2026`);
+    try {
+      const { picture } = await this.host.upload(file);
+      await this.showPicture(picture);
+    } catch (error) {
+      this.fail(error);
+      this.busy(false);
+    }
+  }
+
+  /** @param {string} picture */
+  async showPicture(picture) {
+    this.answers.delete(keyOf({ ask: "hello" }));
+    this.hello = await this.ask({ ask: "hello" });
+    this.opened = null;
+    await this.go({ picture, target: null, against: null, root: "", path: [], pins: [], cut: false });
+  }
+
+  async scene() {
+    try {
+      const seed = Math.floor(Math.random() * 1e6);
+      await this.showPicture((await this.ask({ ask: "scene", seed })).picture);
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  /** @param {Promise<string> | string} text @param {string} said */
+  async copy(text, said) {
+    const p = this.parts, words = await text;
+    if (!p) return;
+    try {
+      await navigator.clipboard.writeText(words);
+      this.say(said);
+    } catch {
+      p.text.value = words;
+      p.copied.showModal();
+      p.text.select();
+    }
+  }
+
+  async python() {
+    const question = this.question("node");
+    const answer = /** @type {NodeAnswer} */ (await this.ask(question));
+    return answer.python ?? "# a bias and the routes around a layer have no linear model of their own";
+  }
+
+  /** All numbers that are open on the page, as they were answered. */
+  async numbers() {
+    const { path } = this.state;
+    const nodes = await Promise.all(path.map((_, i) => i).concat(path.length).map((depth) => this.ask(this.question("node", { path: path.slice(0, depth) }))));
+    const said = { state: this.state, open: this.opened, nodes };
+    return new Blob([JSON.stringify(said, null, 1)], { type: "application/json" });
+  }
+
+  /** The three maps with their names and numbers, drawn twice as large. @returns {{width: number, height: number, draw: (context: OffscreenCanvasRenderingContext2D) => void}} */
+  figure() {
+    const p = /** @type {NonNullable<typeof this.parts>} */ (this.parts), side = 560, gap = 40, dark = this.dark();
+    const width = 3 * side + 4 * gap, height = side + 260, ink = dark ? "#eee" : "#222";
+    const draw = (/** @type {OffscreenCanvasRenderingContext2D} */ context) => {
+      context.fillStyle = dark ? "#17171c" : "#fff";
+      context.fillRect(0, 0, width, height);
+      context.imageSmoothingEnabled = false;
+      ROLES.forEach((role, i) => {
+        const { canvas, name, value, parts } = p.strip[role], x = gap + i * (side + gap);
+        context.drawImage(canvas, x, 110, side, (side * canvas.height) / canvas.width);
+        context.fillStyle = ink;
+        context.font = "600 32px system-ui, sans-serif";
+        context.fillText(name.textContent ?? "", x, 90, side);
+        context.fillText(value.textContent ?? "", x, side + 160, side);
+        context.font = "24px system-ui, sans-serif";
+        context.fillText(parts.textContent ?? "", x, side + 200, side);
+      });
+      context.font = "24px system-ui, sans-serif";
+      context.fillText(this.trail(), gap, 44, width - 2 * gap);
+    };
+    return { width, height, draw };
+  }
+
+  trail() {
+    return [...(this.parts?.crumbs.children ?? [])].map((item) => item.textContent).join(" \u203a ");
+  }
+
+  dark() {
+    return getComputedStyle(this).colorScheme.includes("dark") && (this.state.theme === "dark" || (this.state.theme === "auto" && matchMedia("(prefers-color-scheme: dark)").matches));
+  }
+
+  /** @param {"png" | "svg"} kind */
+  async picture(kind) {
+    const { width, height, draw } = this.figure(), p = this.parts;
+    if (kind === "png") {
+      const canvas = new OffscreenCanvas(width, height);
+      draw(/** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d")));
+      return canvas.convertToBlob({ type: "image/png" });
+    }
+    const space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg"), ink = this.dark() ? "#eee" : "#222";
+    const add = (/** @type {string} */ tag, /** @type {Record<string, any>} */ given, /** @type {string} */ text = "") => {
+      const element = document.createElementNS(space, tag);
+      for (const [name, value] of Object.entries(given)) element.setAttribute(name, String(value));
+      element.textContent = text;
+      svg.append(element);
+    };
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    add("rect", { width, height, fill: this.dark() ? "#17171c" : "#fff" });
+    const words = { "font-family": "system-ui, sans-serif", fill: ink };
+    add("text", { x: 40, y: 44, "font-size": 24, ...words }, this.trail());
+    ROLES.forEach((role, i) => {
+      const { canvas, name, value, parts } = /** @type {NonNullable<typeof p>} */ (p).strip[role], x = 40 + i * 600;
+      add("image", { x, y: 110, width: 560, height: 560, preserveAspectRatio: "xMidYMin meet", style: "image-rendering: pixelated", href: canvas.toDataURL() });
+      add("text", { x, y: 90, "font-size": 32, "font-weight": 600, ...words }, name.textContent ?? "");
+      add("text", { x, y: 720, "font-size": 32, "font-weight": 600, ...words }, value.textContent ?? "");
+      add("text", { x, y: 760, "font-size": 24, ...words }, parts.textContent ?? "");
+    });
+    return new Blob([new XMLSerializer().serializeToString(svg)], { type: "image/svg+xml" });
+  }
+
+  /** @param {Promise<Blob>} made @param {string} ending */
+  async save(made, ending) {
+    try {
+      const url = URL.createObjectURL(await made), name = this.opened?.picture.name.split(/[\\/]/).at(-1) ?? "relupath";
+      h("a", { href: url, download: `${name.replace(/\.[a-z]+$/i, "")}.relupath.${ending}` }).click();
+      setTimeout(() => URL.revokeObjectURL(url), 10000);
+      this.say(`saved ${ending.toUpperCase()}`);
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  numbersOf() {
+    const p = this.parts, names = this.hello?.searches[this.state.search] ?? [];
+    if (!p) return;
+    p.numbers.replaceChildren(...names.map((name) => {
+      const input = h("input", {
+        type: "number", step: "any", placeholder: "usual", value: this.state.numbers[name] ?? null, onchange: () => {
+          const { [name]: _, ...others } = this.state.numbers;
+          this.look({ numbers: input.value === "" ? others : { ...others, [name]: Number(input.value) } });
+        },
+      });
+      return field(name, input);
+    }));
+  }
+
+  // --- the frame, once
+
+  build() {
+    const set = (/** @type {Partial<State>} */ changes) => this.go({ ...changes, root: "", path: [], cut: false });
+    const strip = /** @type {Record<string, {button: HTMLButtonElement, canvas: HTMLCanvasElement, name: HTMLElement, value: HTMLElement, parts: HTMLElement}>} */ ({});
+    for (const role of ROLES) {
+      const canvas = h("canvas", { role: "img", width: 1, height: 1 });
+      const name = h("span", { class: "name" }), value = h("span", { class: "number" }), parts = h("span", { class: "parts" });
+      const button = h("button", { type: "button", class: `map waiting ${role}`, onclick: () => role !== this.state.on && this.go({ on: role, path: [], cut: false, root: this.state.root.startsWith("found:") ? "" : this.state.root }) },
+        name, canvas, value, parts);
+      strip[role] = { button, canvas, name, value, parts };
+    }
+    const p = {
+      strip,
+      view: h("main", { class: "view", hidden: true }), model: h("span", { class: "model" }),
+      alert: h("p", { class: "alert", role: "alert", hidden: true }), status: h("p", { class: "status", role: "status" }),
+      pictures: h("select", { "aria-label": "photo", onchange: () => this.go({ picture: p.pictures.value, target: null, against: null, root: "", path: [], pins: [], cut: false }) }),
+      jump: h("input", { type: "search", placeholder: "layer:unit", "aria-label": "jump to layer:unit", list: "relupath-units", autocomplete: "off", spellcheck: "false", onkeydown: (/** @type {KeyboardEvent} */ e) => e.key === "Enter" && this.jump(p.jump.value) }),
+      units: h("datalist", { id: "relupath-units" }), names: h("datalist", { id: "relupath-classes" }),
+      file: h("input", { type: "file", accept: "image/*", class: "away", "aria-label": "open another photo", tabindex: "-1", onchange: () => { this.upload(p.file.files?.[0]); p.file.value = ""; } }),
+      upload: h("button", { type: "button", onclick: () => p.file.click() }, "Open photo\u2026"),
+      scene: h("button", { type: "button", onclick: () => this.scene() }, "New scene"),
+      empty: h("div", { class: "empty", hidden: true }, h("h2", {}, "Drop a photo here"), h("p", {}, "or paste one, or choose \u201cOpen photo\u201d. It stays on this machine.")),
+      fixed: h("p", { class: "quiet", hidden: true }, "This is a report: classes, units and widths are fixed. What lies deeper is shown by the command beside it."),
+      photo: h("canvas", { role: "img", "aria-label": "the photo as the network sees it" }),
+      notes: h("ul", { class: "notes" }), classes: h("ul", { class: "classes" }),
+      another: h("input", { list: "relupath-classes", placeholder: "another class", "aria-label": "compare with another class", onchange: () => { if (p.another.value) this.other(p.another.value); p.another.value = ""; } }),
+      partition: h("select", { onchange: () => set({ partition: p.partition.value }) }),
+      width: h("input", { type: "number", min: 1, max: 64, onchange: () => set({ width: Math.max(1, Math.min(64, Math.round(Number(p.width.value)) || 8)) }) }),
+      layers: h("input", { placeholder: "all, or every:2", spellcheck: "false", onchange: () => set({ layers: p.layers.value.trim() || null }) }),
+      search: h("select", { onchange: () => { this.look({ search: p.search.value, numbers: {} }); this.numbersOf(); } }), numbers: h("div", { class: "fields" }),
+      legend: h("canvas", { width: 511, height: 1, role: "img", "aria-label": "colours from against to for" }), low: h("span", { class: "number" }), high: h("span", { class: "number" }), clipped: h("span", { class: "quiet" }),
+      crumbs: h("ol", { class: "crumbs" }), checked: h("p", { class: "quiet checked" }),
+      cut: h("button", { type: "button", "aria-pressed": "false", title: "set the unit to zero and run the model (c)", onclick: () => this.go({ cut: !this.state.cut }) }, "Cut unit"),
+      pin: h("button", { type: "button", title: "keep for comparison (p)", onclick: () => this.pin() }, "Pin"),
+      after: h("section", { class: "panel after", hidden: true, "aria-live": "polite", "aria-label": "after the cut" }),
+      columns: h("div", { class: "columns", tabindex: "0", role: "group", "aria-label": "the decision as a sum, layer by layer" }),
+      pinned: h("ul", { class: "tray" }), pins: h("section", { class: "panel", hidden: true, "aria-label": "pinned paths" }),
+      found: h("div", { class: "found" }), biases: h("div", { class: "biases" }), bias: h("details", { class: "panel" }),
+      help: h("dialog", { "aria-label": "keys" }), copied: h("dialog", { "aria-label": "text to copy" }), text: h("textarea", { rows: 12, readonly: true, "aria-label": "text to copy" }),
+    };
+    const menu = (/** @type {string} */ text, /** @type {() => void} */ run) => h("button", { type: "button", onclick: () => { run(); save.open = false; } }, text);
+    const save = h("details", { class: "menu" }, h("summary", {}, "Share"), h("div", {},
+      this.host.linked ? menu("Copy link", () => this.copy(location.href, "link copied")) : null, menu("Copy as Python", () => this.copy(this.python(), "Python copied")),
+      menu("Save PNG", () => this.save(this.picture("png"), "png")), menu("Save SVG", () => this.save(this.picture("svg"), "svg")), menu("Save JSON", () => this.save(this.numbers(), "json"))));
+    const display = h("details", { class: "panel" }, h("summary", {}, "Colours"), h("div", { class: "fields" },
+      field("sign", select({ both: "for and against", for: "for", against: "against" }, this.state.sign, (sign) => this.look({ sign }))),
+      field("clip", slider(90, 100, 0.1, this.state.clip, (clip) => this.look({ clip }))),
+      field("opacity", slider(0, 1, 0.05, this.state.opacity, (opacity) => this.look({ opacity }))),
+      field("colours", select(Object.fromEntries(Object.entries(COLOURS).map(([name, { text }]) => [name, text])), this.state.colours, (colours) => this.look({ colours }))),
+      field("grain", select({ 0: "as it suits", 1: "1 pixel", 2: "2 \u00d7 2", 4: "4 \u00d7 4", 8: "8 \u00d7 8", 16: "16 \u00d7 16" }, String(this.state.grain), (grain) => this.look({ grain: Number(grain) }))),
+      field("page", select({ auto: "as the system", light: "light", dark: "dark" }, this.state.theme, (theme) => this.look({ theme })))));
+    p.bias.append(h("summary", {}, "Where the bias enters"), p.biases);
+    p.bias.addEventListener("toggle", () => p.bias.open && this.showBias(this.turn));
+    p.pins.append(h("h2", {}, "Pinned paths, one scale"), p.pinned);
+    p.help.append(h("h2", {}, "Keys"), h("dl", {}, ...HELP.flatMap(([keys, does]) => [h("dt", {}, keys), h("dd", {}, does)])), h("form", { method: "dialog" }, h("button", {}, "Close")));
+    p.copied.append(h("h2", {}, "Copy this"), p.text, h("form", { method: "dialog" }, h("button", {}, "Close")));
+    const finder = h("button", { type: "button", onclick: () => this.findPaths() }, "Find paths");
+    p.view.append(
+      h("aside", { "aria-label": "photo, classes and settings" },
+        h("div", { class: "map photo" }, p.photo), p.notes, h("h2", {}, "Classes"), p.classes, p.another, p.fixed,
+        h("details", { class: "panel", open: true }, h("summary", {}, "Units"), h("div", { class: "fields" }, field("unit", p.partition), field("width", p.width), field("layers", p.layers))), display),
+      h("div", { class: "work" },
+        h("section", { class: "strip", "aria-label": "what speaks for each class" }, ...ROLES.map((role) => strip[role].button)),
+        h("div", { class: "legend" }, p.low, p.legend, p.high, p.clipped),
+        h("nav", { class: "trail", "aria-label": "the path" }, p.crumbs, h("div", { class: "does" }, p.cut, p.pin)),
+        p.after, p.columns, p.checked, p.pins,
+        h("details", { class: "panel", open: false }, h("summary", {}, "Search for paths"), h("div", { class: "fields" }, field("search", p.search), p.numbers, finder), p.found),
+        p.bias));
+    this.append(
+      h("header", { class: "top" }, h("h1", {}, "relupath"), p.pictures, p.model, h("span", { class: "space" }), p.jump, p.units, p.names, p.scene, p.upload, p.file, save,
+        h("button", { type: "button", "aria-label": "keys", onclick: () => p.help.showModal() }, "?")),
+      p.alert, p.empty, p.view, p.status, p.help, p.copied);
+    this.addEventListener("dragover", (event) => { event.preventDefault(); this.toggleAttribute("data-drop", true); });
+    this.addEventListener("dragleave", () => this.toggleAttribute("data-drop", false));
+    this.addEventListener("drop", (event) => { event.preventDefault(); this.toggleAttribute("data-drop", false); this.upload(event.dataTransfer?.files[0]); });
+    if (this.host.linked) document.addEventListener("paste", (event) => this.upload(event.clipboardData?.files[0]));
+    return p;
+  }
+
+  /** Compare with another class, by name. @param {string} name */
+  async other(name) {
+    const against = this.hello?.classes.indexOf(name) ?? -1;
+    if (against < 0) return this.fail(new Error(`no class is named ${name}`));
+    await this.go({ target: this.opened?.target.index ?? null, against, path: [], cut: false });
+  }
+}
+
+/** @param {{exponent: number}} scale */
+const times = (scale) => (scale.exponent ? ` \u00d7 10${raised(scale.exponent)}` : "");
+
+/** What names of layers side by side have in common, and what tells them apart. @param {string[]} layers */
+export function apart(layers) {
+  const words = layers.map((layer) => layer.split(/(?<=[._])/));
+  const shared = (/** @type {string[]} */ one, /** @type {string[]} */ other) => {
+    let count = 0;
+    while (count < Math.min(one.length, other.length) - 1 && one[count] === other[count]) count++;
+    return count;
+  };
+  const first = words[0] ?? [], front = Math.min(...words.map((one) => shared(first, one)), first.length);
+  const back = Math.min(...words.map((one) => shared(first.slice(front).reverse(), one.slice(front).reverse())), first.length);
+  const own = words.map((one) => one.slice(front, one.length - back).join("").replace(/[._]$/, ""));
+  return { common: first.slice(0, front).join("").replace(/[._]$/, ""), own: new Map(layers.map((layer, i) => [layer, own[i]])) };
+}
+
+/** A node's name in a column whose head names the layers. @param {Share} share @param {Map<string, string>} own */
+function nameOf(share, own) {
+  if (share.kind === "bias") return "bias";
+  if (share.kind === "by-pass") return "routes around";
+  if (share.kind === "rest") return "the rest";
+  return `${own.size > 1 ? `${own.get(share.layer ?? "")} ` : ""}${share.unit ?? share.key}`;
+}
+
+/** A key whose unit can be read however long its layer's name is. @param {string} key */
+function short(key) {
+  const at = key.indexOf("["), layer = at < 0 ? key : key.slice(0, at), unit = at < 0 ? "" : key.slice(at);
+  const brief = layer.length > 18 ? `\u2026${layer.slice(-17)}` : layer;
+  return `${brief}${unit.length > 20 ? `${unit.slice(0, 19)}\u2026` : unit}`;
+}
+
+if (!customElements.get("relupath-view")) customElements.define("relupath-view", RelupathView);
+
+export default {
+  /** In a notebook. @param {{model: any, el: HTMLElement}} given */
+  render({ model, el }) {
+    const view = /** @type {RelupathView} */ (document.createElement("relupath-view"));
+    view.given = widgetHost(model);
+    view.setAttribute("host", "widget");
+    el.append(view);
+    return () => view.remove();
+  },
+};
