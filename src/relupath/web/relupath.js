@@ -380,6 +380,8 @@ const HELP = [
 
 const PRESET = { neurons: "single neurons", channels: "channels", locations: "places", "heads:N": "attention heads" };
 
+let views = 0;
+
 class RelupathView extends HTMLElement {
   constructor() {
     super();
@@ -577,7 +579,9 @@ class RelupathView extends HTMLElement {
     choices(p.search, Object.fromEntries(Object.keys(hello.searches).map((name) => [name, name])), this.state.search);
     this.numbersOf();
     p.names.replaceChildren(...hello.classes.map((name) => h("option", { value: name })));
-    for (const control of [p.partition, p.width, p.layers]) control.disabled = this.host.command !== undefined;
+    const still = this.host.command !== undefined;
+    for (const control of [p.partition, p.width, p.layers]) control.disabled = still;
+    for (const control of [p.another, p.jump, p.searches]) control.hidden = still;
     this.look({});
   }
 
@@ -727,7 +731,7 @@ class RelupathView extends HTMLElement {
 
   /** A column before its numbers are there. @param {string} key */
   skeleton(key) {
-    const rows = Array.from({ length: Math.min(this.state.width + 1, 10) }, () => h("li", { class: "ghost" }));
+    const rows = Array.from({ length: Math.min(this.state.width + 2, 12) }, () => h("li", { class: "ghost" }));
     return h("section", { class: "column", "data-key": key, "aria-label": "computing" },
       h("header", {}, h("h3", {}, "\u00a0"), h("p", {}, "\u00a0")), h("ol", {}, ...rows), h("footer", {}, "\u00a0"));
   }
@@ -837,21 +841,28 @@ class RelupathView extends HTMLElement {
     const p = this.parts;
     if (!p) return;
     p.pins.hidden = this.state.pins.length === 0;
-    const key = JSON.stringify([this.state.pins, this.opened?.target.index, this.opened?.against.index]);
+    const key = JSON.stringify(this.state.pins);
     if (p.pinned.dataset.key === key) return;
-    const answers = await Promise.all(this.state.pins.map(async (pin) => {
-      const [on, root, ...path] = JSON.parse(pin);
-      return { pin, on, root, path, answer: /** @type {NodeAnswer} */ (await this.ask(this.question("node", { on, root, path }))) };
+    const asked = await Promise.all(this.state.pins.map(async (pin) => {
+      try {
+        const question = { ...ASKED, ...JSON.parse(pin) };
+        return [{ pin, question, answer: /** @type {NodeAnswer} */ (await this.ask(question)) }];
+      } catch (error) {
+        this.fail(error);
+        return [];
+      }
     }));
+    const answers = asked.flat();
     if (turn !== this.turn) return;
     const scale = scaleOf(answers.map(({ answer }) => answer.node.value));
     /** @type {{canvas: HTMLCanvasElement, map: WireMap | null}[]} */
     const members = [];
-    p.pinned.replaceChildren(...answers.map(({ pin, on, root, path, answer }) => {
+    p.pinned.replaceChildren(...answers.map(({ pin, question, answer }) => {
+      const { ask: _, seed: __, root, path, ...others } = question;
       const canvas = h("canvas", { role: "img", "aria-label": "map of a pinned path" });
       members.push({ canvas, map: answer.node.map });
-      const name = [root, ...path].filter(Boolean).map(short).join(" \u203a ");
-      return h("li", {}, h("button", { type: "button", class: "map", onclick: () => this.go({ on, root, path, cut: false }) }, canvas,
+      const name = [root, ...path].filter(Boolean).map((/** @type {string} */ one) => short(one)).join(" \u203a ") || "whole";
+      return h("li", {}, h("button", { type: "button", class: "map", onclick: () => this.go({ ...others, root, path, cut: false }) }, canvas,
         h("span", { class: "unit", title: name }, name), h("span", { class: "number" }, `${told(answer.node.value, scale)}${times(scale)}`)),
       h("button", { type: "button", class: "remove", "aria-label": `unpin ${name}`, onclick: () => this.go({ pins: this.state.pins.filter((one) => one !== pin) }) }, "\u00d7"));
     }));
@@ -894,7 +905,6 @@ class RelupathView extends HTMLElement {
     try {
       const found = /** @type {Found} */ (await this.ask(this.question("paths")));
       if (turn !== this.turn) return;
-      const scale = scaleOf(found.paths.map(({ value }) => value));
       /** @type {{canvas: HTMLCanvasElement, map: WireMap | null}[]} */
       const members = [];
       const items = found.paths.map((share, i) => {
@@ -903,10 +913,9 @@ class RelupathView extends HTMLElement {
         return h("li", {}, h("button", { type: "button", class: "map", title: share.key, onclick: () => this.go({ root: `found:${i}`, path: [], cut: false }) },
           canvas, h("span", { class: "unit" }, short(share.name ?? share.key)), h("span", { class: "number" }, `${alone(share.value)}`)));
       });
-      const held = found.held === null ? "" : ` They hold ${told(100 * found.held, scaleOf([100 * found.held]))} % of the value.`;
+      const held = found.held === null ? "" : ` In all ${alone(100 * found.held)} % of the value.`;
       const what = found.several ? `${found.paths.length} paths.` : "One path, from thin to deep.";
       p.found.replaceChildren(h("p", { class: "quiet" }, `${what} It ended because it ${found.stopped}.${held}`), h("ul", { class: "tray" }, ...items));
-      void scale;
       for (const [i, member] of members.entries()) this.group(`found ${i}`, [member]);
     } catch (error) {
       p.found.replaceChildren(this.refusal(error));
@@ -948,8 +957,7 @@ class RelupathView extends HTMLElement {
     const does = {
       ArrowDown: () => this.step(target, 1), ArrowUp: () => this.step(target, -1),
       ArrowRight: () => this.deeper(target), ArrowLeft: () => this.back(target),
-      1: () => this.go({ on: "target", path: [], cut: false }), 2: () => this.go({ on: "against", path: [], cut: false }),
-      3: () => this.go({ on: "contrast", path: [], cut: false }),
+      1: () => p.strip.target.button.click(), 2: () => p.strip.against.button.click(), 3: () => p.strip.contrast.button.click(),
       c: () => p.cut.disabled || p.cut.click(), p: () => p.pin.disabled || p.pin.click(),
       "/": () => p.jump.focus(), "?": () => p.help.showModal(),
     };
@@ -1001,7 +1009,7 @@ class RelupathView extends HTMLElement {
   }
 
   pin() {
-    const { on, root, path, pins } = this.state, pin = JSON.stringify([on, root, ...path]);
+    const { pins } = this.state, pin = keyOf(this.question("node"));
     this.say("pinned");
     return this.go({ pins: pins.includes(pin) ? pins : [...pins, pin].slice(-12) });
   }
@@ -1105,9 +1113,9 @@ class RelupathView extends HTMLElement {
       draw(/** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d")));
       return canvas.convertToBlob({ type: "image/png" });
     }
-    const space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg"), ink = this.dark() ? "#eee" : "#222";
+    const space = "http://www.w3.org/2000/svg", page = document.implementation.createDocument(space, "svg"), svg = page.documentElement, ink = this.dark() ? "#eee" : "#222";
     const add = (/** @type {string} */ tag, /** @type {Record<string, any>} */ given, /** @type {string} */ text = "") => {
-      const element = document.createElementNS(space, tag);
+      const element = page.createElementNS(space, tag);
       for (const [name, value] of Object.entries(given)) element.setAttribute(name, String(value));
       element.textContent = text;
       svg.append(element);
@@ -1156,6 +1164,7 @@ class RelupathView extends HTMLElement {
 
   build() {
     const set = (/** @type {Partial<State>} */ changes) => this.go({ ...changes, root: "", path: [], cut: false });
+    const mine = ++views;
     const strip = /** @type {Record<string, {button: HTMLButtonElement, canvas: HTMLCanvasElement, name: HTMLElement, value: HTMLElement, parts: HTMLElement}>} */ ({});
     for (const role of ROLES) {
       const canvas = h("canvas", { role: "img", width: 1, height: 1 });
@@ -1169,8 +1178,8 @@ class RelupathView extends HTMLElement {
       view: h("main", { class: "view", hidden: true }), model: h("span", { class: "model" }),
       alert: h("p", { class: "alert", role: "alert", hidden: true }), status: h("p", { class: "status", role: "status" }),
       pictures: h("select", { "aria-label": "photo", onchange: () => this.go({ picture: p.pictures.value, target: null, against: null, root: "", path: [], pins: [], cut: false }) }),
-      jump: h("input", { type: "search", placeholder: "layer:unit", "aria-label": "jump to layer:unit", list: "relupath-units", autocomplete: "off", spellcheck: "false", onkeydown: (/** @type {KeyboardEvent} */ e) => e.key === "Enter" && this.jump(p.jump.value) }),
-      units: h("datalist", { id: "relupath-units" }), names: h("datalist", { id: "relupath-classes" }),
+      jump: h("input", { type: "search", placeholder: "layer:unit", "aria-label": "jump to layer:unit", list: `relupath-units-${mine}`, autocomplete: "off", spellcheck: "false", onkeydown: (/** @type {KeyboardEvent} */ e) => e.key === "Enter" && this.jump(p.jump.value) }),
+      units: h("datalist", { id: `relupath-units-${mine}` }), names: h("datalist", { id: `relupath-classes-${mine}` }),
       file: h("input", { type: "file", accept: "image/*", class: "away", "aria-label": "open another photo", tabindex: "-1", onchange: () => { this.upload(p.file.files?.[0]); p.file.value = ""; } }),
       upload: h("button", { type: "button", onclick: () => p.file.click() }, "Open photo\u2026"),
       scene: h("button", { type: "button", onclick: () => this.scene() }, "New scene"),
@@ -1178,7 +1187,7 @@ class RelupathView extends HTMLElement {
       fixed: h("p", { class: "quiet", hidden: true }, "This is a report: classes, units and widths are fixed. What lies deeper is shown by the command beside it."),
       photo: h("canvas", { role: "img", "aria-label": "the photo as the network sees it" }),
       notes: h("ul", { class: "notes" }), classes: h("ul", { class: "classes" }),
-      another: h("input", { list: "relupath-classes", placeholder: "another class", "aria-label": "compare with another class", onchange: () => { if (p.another.value) this.other(p.another.value); p.another.value = ""; } }),
+      another: h("input", { list: `relupath-classes-${mine}`, placeholder: "another class", "aria-label": "compare with another class", onchange: () => { if (p.another.value) this.other(p.another.value); p.another.value = ""; } }),
       partition: h("select", { onchange: () => set({ partition: p.partition.value }) }),
       width: h("input", { type: "number", min: 1, max: 64, onchange: () => set({ width: Math.max(1, Math.min(64, Math.round(Number(p.width.value)) || 8)) }) }),
       layers: h("input", { placeholder: "all, or every:2", spellcheck: "false", onchange: () => set({ layers: p.layers.value.trim() || null }) }),
@@ -1190,7 +1199,7 @@ class RelupathView extends HTMLElement {
       after: h("section", { class: "panel after", hidden: true, "aria-live": "polite", "aria-label": "after the cut" }),
       columns: h("div", { class: "columns", tabindex: "0", role: "group", "aria-label": "the decision as a sum, layer by layer" }),
       pinned: h("ul", { class: "tray" }), pins: h("section", { class: "panel", hidden: true, "aria-label": "pinned paths" }),
-      found: h("div", { class: "found" }), biases: h("div", { class: "biases" }), bias: h("details", { class: "panel" }),
+      found: h("div", { class: "found" }), searches: h("details", { class: "panel" }), biases: h("div", { class: "biases" }), bias: h("details", { class: "panel" }),
       help: h("dialog", { "aria-label": "keys" }), copied: h("dialog", { "aria-label": "text to copy" }), text: h("textarea", { rows: 12, readonly: true, "aria-label": "text to copy" }),
     };
     const menu = (/** @type {string} */ text, /** @type {() => void} */ run) => h("button", { type: "button", onclick: () => { run(); save.open = false; } }, text);
@@ -1209,7 +1218,8 @@ class RelupathView extends HTMLElement {
     p.pins.append(h("h2", {}, "Pinned paths, one scale"), p.pinned);
     p.help.append(h("h2", {}, "Keys"), h("dl", {}, ...HELP.flatMap(([keys, does]) => [h("dt", {}, keys), h("dd", {}, does)])), h("form", { method: "dialog" }, h("button", {}, "Close")));
     p.copied.append(h("h2", {}, "Copy this"), p.text, h("form", { method: "dialog" }, h("button", {}, "Close")));
-    const finder = h("button", { type: "button", onclick: () => this.findPaths() }, "Find paths");
+    p.searches.append(h("summary", {}, "Search for paths"), h("div", { class: "fields" }, field("search", p.search), p.numbers,
+      h("button", { type: "button", onclick: () => this.findPaths() }, "Find paths")), p.found);
     p.view.append(
       h("aside", { "aria-label": "photo, classes and settings" },
         h("div", { class: "map photo" }, p.photo), p.notes, h("h2", {}, "Classes"), p.classes, p.another, p.fixed,
@@ -1219,8 +1229,7 @@ class RelupathView extends HTMLElement {
         h("div", { class: "legend" }, p.low, p.legend, p.high, p.clipped),
         h("nav", { class: "trail", "aria-label": "the path" }, p.crumbs, h("div", { class: "does" }, p.cut, p.pin)),
         p.after, p.columns, p.checked, p.pins,
-        h("details", { class: "panel", open: false }, h("summary", {}, "Search for paths"), h("div", { class: "fields" }, field("search", p.search), p.numbers, finder), p.found),
-        p.bias));
+        p.searches, p.bias));
     this.append(
       h("header", { class: "top" }, h("h1", {}, "relupath"), p.pictures, p.model, h("span", { class: "space" }), p.jump, p.units, p.names, p.scene, p.upload, p.file, save,
         h("button", { type: "button", "aria-label": "keys", onclick: () => p.help.showModal() }, "?")),
