@@ -1126,7 +1126,7 @@ class RelupathView extends HTMLElement {
     add("text", { x: 40, y: 44, "font-size": 24, ...words }, this.trail());
     ROLES.forEach((role, i) => {
       const { canvas, name, value, parts } = /** @type {NonNullable<typeof p>} */ (p).strip[role], x = 40 + i * 600;
-      add("image", { x, y: 110, width: 560, height: 560, preserveAspectRatio: "xMidYMin meet", style: "image-rendering: pixelated", href: canvas.toDataURL() });
+      add("image", { x, y: 110, width: 560, height: 560, preserveAspectRatio: "xMidYMin meet", "image-rendering": "pixelated", href: canvas.toDataURL() });
       add("text", { x, y: 90, "font-size": 32, "font-weight": 600, ...words }, name.textContent ?? "");
       add("text", { x, y: 720, "font-size": 32, "font-weight": 600, ...words }, value.textContent ?? "");
       add("text", { x, y: 760, "font-size": 24, ...words }, parts.textContent ?? "");
