@@ -20,7 +20,7 @@ from nets import build, inputs
 from relupath import _gates, cli
 
 PACKAGE = FilePath(relupath.__file__).parent
-WORKBENCH = {"__init__", "images", "models", "draw", "runs", "report", "explorer", "cli", "creatures"}
+WORKBENCH = {"__init__", "images", "models", "draw", "runs", "report", "explorer", "server", "cli", "creatures"}
 WORKBENCH |= {
     "bridges",
     "origins",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import webbrowser
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -43,8 +45,6 @@ MODEL = (
 LOADING = (
     click.option("--weights", type=EXISTING, help="State dict: safetensors, or a pickle of tensors."),
     click.option("--labels", type=EXISTING, help="Text file with one class name a line."),
-    click.option("--target", help="Class to explain, by number or name.  [default: the predicted one]"),
-    click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all numbers to this file."),
     click.option(
         "--carry",
         type=click.Choice(["first", "second", "half"]),
@@ -53,6 +53,10 @@ LOADING = (
     click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps."),
     click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True),
     click.option("--quiet", is_flag=True, help="No progress on stderr."),
+)
+TARGET = (
+    click.option("--target", help="Class to explain, by number or name.  [default: the predicted one]"),
+    click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all numbers to this file."),
 )
 
 
@@ -106,7 +110,7 @@ SEARCHING = (
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
 @click.option("--bare", is_flag=True, help="Leave the photo out of the figure: maps and numbers only.")
 @click.option("--bias", is_flag=True, help="Also say which layers' biases decide; draws another figure, *.bias.*")
-@given(LOADING)
+@given((*TARGET, *LOADING))
 @SCENES
 def explain(photo: Path | None, output: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
     """Say why the network decided as it did on PHOTO, and what speaks for the next best class.
@@ -142,7 +146,7 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
 @main.command()
 @click.argument("model", default="creatures")
 @click.argument("photo", required=False, type=EXISTING)
-@given(LOADING)
+@given((*TARGET, *LOADING))
 @SCENES
 def layers(photo: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
     """List the layers of MODEL: shapes, neurons, open gates, and where its bias enters.
@@ -163,7 +167,7 @@ def layers(photo: Path | None, json_path: Path | None, quiet: bool, **options: A
 @click.option("--model", default="creatures", show_default=True, help=MODEL)
 @click.option("--paths", type=EXISTING, help="Also apply the target's paths in this file, written by explain --json.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
-@given(LOADING)
+@given((*TARGET, *LOADING))
 def elsewhere(
     photos: tuple[Path, ...],
     paths: Path | None,
@@ -207,7 +211,7 @@ def elsewhere(
 @click.option("--by-channel", is_flag=True, help="Also sort the channels apart, as the paper's authors do.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="The areas, photo by photo.")
-@given(LOADING)
+@given((*TARGET, *LOADING))
 def evaluate(
     photos: tuple[Path, ...],
     searches: tuple[str, ...],
@@ -250,6 +254,50 @@ def evaluate(
         click.echo(f"wrote {written}")
 
 
+@main.command()
+@click.argument("photos", nargs=-1, type=EXISTING)
+@click.option("--model", default="creatures", show_default=True, help=MODEL)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others can ask it then.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen at.  [default: a free one]")
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in a browser.")
+@given(LOADING)
+@SCENES
+def explore(photos: tuple[Path, ...], host: str, port: int, browser: bool, quiet: bool, **options: Any) -> None:
+    """Serve a page on which the decision on each of the PHOTOS is taken apart, until Ctrl-C.
+
+    Without PHOTOS it is the decision of the embedded demo on a scene that it draws itself. The address holds a secret
+    token: who has it can ask the page's questions.
+    """
+    with _spoken():
+        _refuse_scene(bool(photos), options)
+        with _progress(quiet) as progress:
+            progress("loading torch and the model")
+            server, explorer = (import_module(name, __package__) for name in (".server", ".explorer"))
+            shown = [(relupath.images.read(photo), None) for photo in photos]
+            if not photos and options["model"] == "creatures":
+                shown = [explorer.scene(SCENE if options["scene"] is None else options["scene"])]
+            classifier = _classifier(options, progress, [note for picture, _ in shown for note in picture.notes])
+            explored = explorer.Explorer(classifier, pictures=explorer.PICTURES + len(shown), python=_code(options))
+            for picture, code in shown:
+                explored.add(picture, code)
+
+        def ready(address: str) -> None:
+            click.echo(f"exploring at {address} until Ctrl-C")
+            if browser:
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+        with suppress(KeyboardInterrupt):
+            server.serve(explored, ready, host, port)
+
+
+def _code(options: dict[str, Any]) -> str:
+    """The Python expression that loads the model."""
+    usual = {"weights": None, "labels": None, "device": "cpu", "dtype": "float32"}
+    given = {key: options[key] for key, value in usual.items() if options[key] != value}
+    more = [f"{key}={str(value)!r}" for key, value in given.items()]
+    return f"relupath.models.load({', '.join([repr(options['model']), *more])})"
+
+
 def _plan(options: dict[str, Any]) -> Plan:
     """The options in objects.
 
@@ -274,10 +322,7 @@ def _plan(options: dict[str, Any]) -> Plan:
 def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str], None]) -> tuple[Classifier, Picture]:
     """The model and the picture; without a photo a scene for creatures, noise for other models."""
     spec, scene = options["model"], options["scene"]
-    if scene is not None and photo is not None:
-        raise UsageError("--scene draws a picture and PHOTO is one: give one of the two")
-    if scene is not None and spec != "creatures":
-        raise UsageError(f"--scene draws a picture for the model creatures, not for {spec}")
+    _refuse_scene(photo is not None, options)
     if photo is not None:
         picture = relupath.images.read(photo)
     elif spec == "creatures":
@@ -286,6 +331,15 @@ def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str
     else:
         picture = relupath.images.noise()
     return _classifier(options, progress, picture.notes), picture
+
+
+def _refuse_scene(photo: bool, options: dict[str, Any]) -> None:
+    """Refuse a scene beside a photo, or for a model that draws none."""
+    spec, scene = options["model"], options["scene"]
+    if scene is not None and photo:
+        raise UsageError("--scene draws a picture and PHOTO is one: give one of the two")
+    if scene is not None and spec != "creatures":
+        raise UsageError(f"--scene draws a picture for the model creatures, not for {spec}")
 
 
 def _classifier(options: dict[str, Any], progress: Callable[[str], None], notes: Sequence[str]) -> Classifier:

@@ -1,7 +1,8 @@
-"""Read a picture from disk: what is unambiguous is converted and said, the rest is refused in one sentence."""
+"""Read a picture: what is unambiguous is converted and said, the rest is refused in one sentence."""
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,26 +51,46 @@ def read(path: str | Path) -> Picture:
         raise InputError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: give one picture file")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes)")
+    return _decoded(path, str(path), MAX_PIXELS)
+
+
+def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Picture:
+    """What ``read`` gives, from the bytes of a file.
+
+    Args:
+        data: the bytes.
+        name: what the picture is called.
+        max_pixels: how many it may have; no more are unpacked.
+
+    Raises:
+        InputError: the bytes are none, corrupt, truncated, of another format, or of too many pixels.
+    """
+    if not data:
+        raise InputError(f"{name} is empty (0 bytes)")
+    return _decoded(io.BytesIO(data), name, max_pixels)
+
+
+def _decoded(source: Path | io.BytesIO, name: str, max_pixels: int) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path, formats=FORMATS) as opened:
+            with Image.open(source, formats=FORMATS) as opened:
                 width, height = opened.size
-                if width * height > MAX_PIXELS:
-                    raise InputError(f"{path} has {width} x {height} pixels; the limit is {MAX_PIXELS:,} in all")
+                if width * height > max_pixels:
+                    raise InputError(f"{name} has {width} x {height} pixels; the limit is {max_pixels:,} in all")
                 opened.load()
                 image, notes = _plain(opened)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise InputError(f"{path} would unpack to a picture of too many pixels (limit {MAX_PIXELS:,})") from None
+            raise InputError(f"{name} would unpack to a picture of too many pixels (limit {max_pixels:,})") from None
         except UnidentifiedImageError:
             raise InputError(
-                f"{path} is not a picture of a known format ({', '.join(FORMATS)}), or is corrupt"
+                f"{name} is not a picture of a known format ({', '.join(FORMATS)}), or is corrupt"
             ) from None
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} cannot be read as a picture: {error}") from error
-    return Picture(image, str(path), tuple(f"{path.name}: {note}" for note in notes))
+        except InputError:
+            raise
+        except Exception as error:  # whatever a decoder says of bytes that are no picture
+            raise InputError(f"{name} cannot be read as a picture: {error}") from error
+    return Picture(image, name, tuple(f"{Path(name).name}: {note}" for note in notes))
 
 
 def _plain(image: Image.Image) -> tuple[Image.Image, list[str]]:
