@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ._calls import Call
 from ._frozen import Frozen
 from ._gates import Rule
+from ._html import block, samples
 from ._linear import linear_model, mask_of_step, paths_of
 from ._marks import Mark
 from ._paths import Path
@@ -42,6 +43,11 @@ class Ablation:
     without_path: Float[Tensor, " B"]
     with_frozen_gates: Float[Tensor, " B"]
     output: Float[Tensor, "B ..."] = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        names = "value", "ablated", "with_frozen_gates", "without_path"
+        columns = {name.replace("_", " "): getattr(self, name).tolist() for name in names}
+        return block("The target without the units of a path", samples(columns))
 
 
 def ablate(frozen: Frozen, path: Path, target: TargetLike = None) -> Ablation:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._frozen import Frozen
+from ._html import SHOWN, block, said, table
 from ._linear import PathModel, column, descend, model_from, paths_of
 from ._paths import Path
 from ._sources import Source, reduced
@@ -76,6 +77,13 @@ class BiasSources:
     terms: tuple[Term, ...]
     layers: tuple[str, ...] = field(repr=False)
     x: tuple[Float[Tensor, "B ..."], ...] = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        targets = self.model.labels[:SHOWN]
+        parts = {name: part for name, part in self.by_layer().items() if part.any()} | {"all": self.model.bias}
+        rows = [(name, *part.tolist()[:SHOWN]) for name, part in parts.items()]
+        count = said(f"{len(self.terms)} constants; by_source(), by_unit(...) and by_location() tell more")
+        return block("What the constants of the network add", table(("that enter below", *targets), rows, 200), count)
 
     def by_source(self) -> dict[str, Float[Tensor, " B"]]:
         """The term of every constant, by its name."""

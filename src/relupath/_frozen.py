@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from ._calls import storage_of
+from ._complete import Completeness
 from ._graph import below, levels, pulled
+from ._html import block, said, shape, table
 from ._partitions import Partition, neurons, refuse_no_partitions
 from ._places import Operation
 from ._probe import Probe
@@ -37,27 +41,6 @@ LayerLike = Layer | str | int | nn.Module | tuple[nn.Module, int]
 
 AT_ONCE = 2**28
 """How many bytes of one layer's products run at once."""
-
-
-@dataclass(frozen=True, eq=False)
-class Completeness:
-    """The output of the target by two independent routes, one number a sample.
-
-    Attributes:
-        value: the target's value f(x), (B,).
-        weight_part: <W, x>, (B,).
-        bias: f(x) - <W, x>, (B,).
-        bias_from_sources: the sum over all constants s of <df/ds, s>, (B,).
-        error: |bias - bias_from_sources| relative to the largest term before it cancelled, (B,).
-        tolerance: the largest error that is round-off in this dtype.
-    """
-
-    value: Float[Tensor, " B"]
-    weight_part: Float[Tensor, " B"]
-    bias: Float[Tensor, " B"]
-    bias_from_sources: Float[Tensor, " B"]
-    error: Float[Tensor, " B"]
-    tolerance: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +74,17 @@ class Frozen:
     def batch(self) -> int:
         """The number of samples B."""
         return len(self.output)
+
+    def _repr_html_(self) -> str:
+        layers = [(layer.name, shape(layer.shape), math.prod(layer.shape)) for layer in self.layers]
+        kinds = Counter(operation.kind for operation in self.operations)
+        inputs = ", ".join(f"{layer.name} of {shape(layer.shape)}" for layer in self.inputs)
+        return block(
+            f"A network frozen at {self.batch} input{'s' * (self.batch > 1)}: f(x) = W x + b",
+            said(f"input {inputs}; output {shape(self.output.shape[1:])}"),
+            table(("layer for paths", "shape", "neurons"), layers, most=60),
+            said("operations: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))),
+        )
 
     def functional(self, target: TargetLike = None) -> Functional:
         """The target's value and derivative at this output; None means each sample's predicted class."""

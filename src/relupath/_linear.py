@@ -11,6 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ._frozen import Frozen
+from ._html import block, said, samples, shape
 from ._paths import Path, Step
 from ._targets import TargetLike
 from ._units import Layer, mask_of
@@ -37,6 +38,13 @@ class PathModel:
     def weight_part(self) -> Float[Tensor, " B"]:
         """<weight, x> at the explained input: value - bias."""
         return self.value - self.bias
+
+    def _repr_html_(self) -> str:
+        weights = self.weight if isinstance(self.weight, tuple) else (self.weight,)
+        numbers = {name.replace("_", " "): getattr(self, name).tolist() for name in ("value", "weight_part", "bias")}
+        columns = {"target": self.labels, **numbers} if self.labels else numbers
+        size = " and ".join(shape(w.shape[1:]) for w in weights)
+        return block("Linear model: value = weight part + bias", samples(columns), said(f"weight of {size}"))
 
     def __call__(self, x: Float[Tensor, "B ..."] | tuple[Float[Tensor, "B ..."], ...]) -> Float[Tensor, " B"]:
         """Apply each sample's function to another input of the explained input's shape.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ._frozen import AT_ONCE, Frozen, LayerLike
+from ._html import block, said, samples, table
 from ._partitions import neurons
 from ._paths import Path, Step
 from ._segments import next_layers, rows, segment
@@ -33,6 +35,12 @@ class Sample:
     paths: tuple[Path, ...]
     signs: Float[Tensor, " n"]
     mass: float
+
+    def _repr_html_(self) -> str:
+        counts = Counter(zip(map(str, self.paths), self.signs.sign().tolist(), strict=True))
+        rows = [(count, "+" if sign > 0 else "\N{MINUS SIGN}", path) for (path, sign), count in counts.most_common()]
+        title = f"{len(self.paths)} paths drawn in proportion to their size"
+        return block(title, table(("drawn", "sign", "path"), rows, most=8))
 
     def estimate(self, statistic: Callable[[Path], float]) -> tuple[float, float]:
         """An unbiased estimate of ``sum over all paths P of f^P(x) statistic(P)``, and its standard error.
@@ -70,6 +78,12 @@ class PathMass:
     def mass(self) -> Float[Tensor, " B"]:
         """The sum of the sizes of the values, (B,)."""
         return self.positive - self.negative
+
+    def _repr_html_(self) -> str:
+        numbers = {"target": self.labels, "log10 of their number": self.count_log10.tolist()}
+        sums = {name: getattr(self, name).tolist() for name in ("positive", "negative", "total")}
+        layers = said("the same by neuron of " + ", ".join(self.units))
+        return block("All complete one-way paths together", samples(numbers | sums), layers)
 
     def sample(self, n: int, generator: torch.Generator | None = None, *, of: int = 0) -> Sample:
         """Draw n paths of one sample of the batch, each with probability ``|f^P(x)| / mass``.

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from ._html import block, number, text
 from ._paths import Path
 from .errors import PathError
 
@@ -124,6 +125,18 @@ class Node:
 
     def __str__(self) -> str:
         return "\n".join(self._lines("", "", None))
+
+    def _repr_html_(self) -> str:
+        return block("A share of the output, as the sum of those below it", self._details(None))
+
+    def _details(self, above: Node | None) -> str:
+        """This share and those below as far as they were computed; the first level is open."""
+        parts = f"{number(self.value)} = {number(self.weight_part)} + bias {number(self.bias)}"
+        line = f"{text(self._name(above))} <span>{parts}</span>"
+        if not self._children:
+            return f"<details><summary>{line}</summary></details>"
+        below = "".join(child._details(self) for child in self._children)
+        return f"<details{' open' * (above is None)}><summary>{line}</summary>{below}</details>"
 
     def _lines(self, first: str, others: str, above: Node | None) -> Iterator[str]:
         yield f"{first}{self._name(above)}  {self.value:.4g} = {self.weight_part:.4g} + bias {self.bias:.4g}"

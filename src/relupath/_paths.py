@@ -9,6 +9,7 @@ from operator import index
 from types import NoneType
 from typing import Any, SupportsIndex
 
+from ._html import block, said, table
 from ._units import Unit
 from .errors import PathError
 
@@ -150,6 +151,12 @@ class Path:
     def __str__(self) -> str:
         ends = [f"{self.input.layer}[{','.join(map(str, self.input.units[0]))}]"] if self.input else []
         return " <- ".join([*ends, *map(str, self.steps), self.target or "output"])
+
+    def _repr_html_(self) -> str:
+        steps = [*([self.input] if self.input else []), *self.steps]
+        rows = [(str(step),) for step in reversed(steps)]
+        parts = table(("from the output down",), rows, most=60) if rows else said("the whole output")
+        return block(f"Path to {self.target or 'the output'}", parts)
 
     def to_json(self) -> str:
         """One JSON object, read back by ``from_json``."""

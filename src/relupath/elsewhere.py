@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ._html import block, said, table
 from ._linear import linear_model
 from ._paths import Path
 from .errors import InputError, PathError, UsageError
@@ -42,6 +43,14 @@ class Elsewhere:
     titles: tuple[str, ...]
     values: Float[np.ndarray, "paths n n"] = field(repr=False)
     logits: Float[np.ndarray, "n n"] = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        heads = ("frozen at", "for its class", *(f"at {name}" for name in self.pictures))
+        parts = []
+        for title, values in (("the network itself", self.logits), *zip(self.titles, self.values, strict=True)):
+            rows = zip(self.pictures, self.targets, values.tolist(), strict=True)
+            parts += [said(title), table(heads, [(picture, target, *row) for picture, target, row in rows])]
+        return block(f"{self.model}: each linear model applied to every picture", *parts)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as plain lists and dictionaries."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import metrics
 from ._contributions import contributions
 from ._frozen import Frozen
+from ._html import block, said, table
 from .errors import ModelError, UsageError
 from .images import Picture
 from .models import Classifier
@@ -60,6 +61,16 @@ class Evaluation:
         """The mean area over the pictures and its bootstrap interval."""
         row = self.areas[self.measures.index(measure), self.methods.index(method)]
         return metrics.interval(torch.from_numpy(row))
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (measure, better(measure), method, *asdict(self.interval(measure, method)).values())
+            for measure in self.measures
+            for method in self.methods
+        ]
+        heads = "measure", "better", "method", "mean", "low", "high", "level"
+        title = f"{self.model}: area under the curve over {len(self.pictures)} pictures"
+        return block(title, table(heads, rows, 60), *map(said, self.notes))
 
     def to_dict(self) -> dict[str, Any]:
         """The figures with their intervals and the curves, as plain lists and dictionaries."""

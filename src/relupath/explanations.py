@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ._html import block, number, said, shape, table
 from ._node import Node
 from ._paths import Path
 from .origins import Origin
@@ -120,6 +121,21 @@ class Explanation:
     search: str = ""
     tree: Node | None = None
 
+    def _repr_html_(self) -> str:
+        best = [(s.name, s.logit, round(100 * s.probability, 1)) for s in self.best]
+        wholes = [(r.title, r.whole.value, r.whole.weight_part, r.whole.bias) for r in self.rows]
+        parts = [
+            part for row in self.rows for part in (said(f"{row.role}: {row.title}; {row.stopped}"), _parts(row.parts))
+        ]
+        return block(
+            f"{self.picture} explained by {self.model}",
+            table(("best classes", "logit", "probability in %"), best),
+            table(("", "value", "weight part", "bias"), wholes),
+            *parts,
+            said(f"W x + bias equals the output to {number(self.error)}"),
+            self.tree._repr_html_() if self.tree else "",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """All numbers, as plain lists and dictionaries (the maps are not among them)."""
 
@@ -147,6 +163,12 @@ class Explanation:
             "search": self.search,
             "tree": self.tree.to_dict() if self.tree else None,
         }
+
+
+def _parts(parts: tuple[Part, ...]) -> str:
+    """Paths with their numbers, as an HTML table."""
+    rows = [(part.unit, part.value, part.weight_part, part.bias) for part in parts]
+    return table(("path from the output down", "value", "weight part", "bias"), rows, 60)
 
 
 @dataclass(frozen=True)
@@ -189,6 +211,24 @@ class Layers:
     bias: float
     rows: tuple[LayerRow, ...]
     operations: Mapping[str, int]
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                r.name,
+                shape(r.shape),
+                r.neurons,
+                None if r.open is None else round(100 * r.open, 1),
+                r.bias,
+            )
+            for r in self.rows
+        ]
+        total = f"{number(self.target.logit)} = {number(self.weight_part)} + bias {number(self.bias)}"
+        return block(
+            f"{self.model} at {self.picture}",
+            said(f"{self.target.name}: {total}"),
+            table(("layer", "shape", "neurons", "gates open in %", "bias"), rows, 200),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as plain lists and dictionaries."""

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from ._html import block, number, said, samples
 from .errors import InputError, TargetError, TrainingModeError
 
 __all__ = ["Curve", "Interval", "blur", "channel_ranks", "deletion", "insertion", "interval", "ranks"]
@@ -38,6 +39,11 @@ class Curve:
 
     scores: Float[Tensor, "B points"] = field(repr=False)
 
+    def _repr_html_(self) -> str:
+        ends = {"first score": self.scores[:, 0].tolist(), "last score": self.scores[:, -1].tolist()}
+        columns = {**ends, "area": self.area.tolist()}
+        return block(f"Scores after each of {self.scores.shape[1] - 1} steps", samples(columns))
+
     @property
     def area(self) -> Float[Tensor, " B"]:
         """The area under the curve, by trapezia over steps that span 0..1."""
@@ -52,6 +58,10 @@ class Interval:
     low: float
     high: float
     level: float = 0.95
+
+    def _repr_html_(self) -> str:
+        ends = f"{number(self.low)} to {number(self.high)} at {100 * self.level:g} %"
+        return block("A mean and its interval", said(f"{number(self.mean)}, {ends}"))
 
 
 def ranks(maps: Maps, seed: int | Sequence[int] = 0) -> Int[Tensor, "B pixels"]:

@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from ._calls import Call, leaves
 from ._frozen import Frozen
 from ._gates import Rule
+from ._html import block, samples
 from ._kinks import first_crossing
 from ._places import Operation, line, numbered, place
 from ._record import Recorder
@@ -39,6 +40,11 @@ class FirstFlip:
     t: Float[Tensor, " B"]
     layer: tuple[str, ...]
     unit: tuple[Unit, ...]
+
+    def _repr_html_(self) -> str:
+        units = ["" if unit == () else ", ".join(map(str, unit)) for unit in self.unit]
+        columns = {"t": self.t.tolist(), "layer": self.layer, "unit": units}
+        return block("The linear model holds from x up to x + t d", samples(columns))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._frozen import Frozen
+from .._html import block, number, said, samples, table
 from .._linear import PathModel
 from .._memory import at_once
 from .._partitions import Partition
@@ -21,6 +22,9 @@ from .._segments import next_layers
 from .._targets import Functional
 from .._units import Layer
 from ..errors import PathError
+
+SHOWN = 8
+"""How many paths, and samples, a notebook shows."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,10 @@ class Gap:
     exact: Float[Tensor, " B"]
     found: Float[Tensor, " B"]
 
+    def _repr_html_(self) -> str:
+        columns = {name: getattr(self, name).tolist() for name in ("greedy", "exact", "found", "share")}
+        return block("Values of complete paths: Algorithm 1 beside the best one", samples(columns))
+
     @property
     def share(self) -> Float[Tensor, " B"]:
         """How much of the best value Algorithm 1 reaches: at most 1, to round-off."""
@@ -139,6 +147,21 @@ class Found:
     cost: Cost
     problem: Problem | None = field(default=None, repr=False)
     search: Search | None = field(default=None, repr=False)
+
+    def _repr_html_(self) -> str:
+        parts = [self._of_sample(b) for b in range(min(len(self.ranked), SHOWN))]
+        more = len(self.ranked) - SHOWN
+        cost = f"{f'and {more} more samples; ' if more > 0 else ''}{self.cost.products} products"
+        return block(f"Paths found{f' by {self.search}' if self.search else ''}", *parts, said(cost))
+
+    def _of_sample(self, b: int) -> str:
+        """What was found for one sample, as HTML."""
+        rows = [
+            (rank, str(path), v) for rank, (path, v) in enumerate(zip(self.ranked[b], self.values[b], strict=True), 1)
+        ]
+        share = f"they hold {number(100 * float(self.held[b]))} % of {number(float(self.value[b]))}"
+        chosen = table(("chosen on", "importance"), self.importance[b].items(), 60)
+        return said(f"sample {b}: {self.stopped[b]}; {share}") + table(("", "path", "value"), rows, SHOWN) + chosen
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -1,0 +1,85 @@
+"""Results as small tables for a notebook: plain HTML without a script, for light and dark pages; names are escaped."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+Cell = str | int | float | None
+
+SHOWN = 20
+"""How many rows of a table are printed."""
+NUMBER = ' class="n"'
+STYLE = (
+    ".relupath{font:13px/1.5 system-ui,sans-serif;overflow-x:auto}"
+    ".relupath p{margin:.3em 0}"
+    ".relupath table{border-collapse:collapse;font:inherit;margin:.3em 0;font-variant-numeric:tabular-nums}"
+    ".relupath table tr{background:none}"
+    ".relupath table th,.relupath table td{padding:.15em .9em .15em 0;text-align:left;vertical-align:baseline;"
+    "border:0;border-bottom:1px solid color-mix(in srgb,currentColor 16%,transparent);unicode-bidi:isolate}"
+    ".relupath table th{font-weight:600}"
+    ".relupath table .n{text-align:right;white-space:nowrap}"
+    ".relupath details{margin-left:1.2em}"
+    ".relupath summary span{font-variant-numeric:tabular-nums;opacity:.75;padding-left:.6em}"
+)
+
+
+def text(words: object) -> str:
+    """Words of any origin as HTML text: markup is escaped, and what is no character becomes a question mark."""
+    return html.escape(str(words).encode("utf-8", "replace").decode("utf-8"))
+
+
+def number(value: int | float) -> str:
+    """A number in four digits, with a proper minus sign; what is not finite in words."""
+    if isinstance(value, int):
+        return str(value).replace("-", "\N{MINUS SIGN}")
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "\N{MINUS SIGN}\N{INFINITY}" if value < 0 else "\N{INFINITY}"
+    return f"{value + 0.0:.4g}".replace("-", "\N{MINUS SIGN}")
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], most: int = SHOWN) -> str:
+    """A table; numbers stand to the right. Of more rows than ``most`` the rest are counted."""
+    every = list(rows)
+    body = "".join(_row("td", row) for row in every[:most])
+    more = len(every) - most
+    body += f'<tr><td colspan="{len(heads)}">and {more} more</td></tr>' if more > 0 else ""
+    plain = [column for column in range(len(heads)) if not any(_is_number(row[column]) for row in every)]
+    cells = "".join(f'<th scope="col"{"" if i in plain else NUMBER}>{text(head)}</th>' for i, head in enumerate(heads))
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def samples(columns: Mapping[str, Sequence[Cell]]) -> str:
+    """A table of one row a sample, numbered."""
+    count = len(next(iter(columns.values())))
+    return table(("sample", *columns), zip(range(count), *columns.values(), strict=True))
+
+
+def block(title: str, *parts: str) -> str:
+    """What a notebook shows: a title and HTML below it."""
+    return f'<div class="relupath"><style>{STYLE}</style><p><b>{text(title)}</b></p>{"".join(parts)}</div>'
+
+
+def said(words: object) -> str:
+    """A paragraph of words of any origin."""
+    return f"<p>{text(words)}</p>"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """``3 × 224 × 224``."""
+    return " × ".join(map(str, sizes)) or "one number"
+
+
+def _is_number(cell: Cell) -> bool:
+    return isinstance(cell, int | float)
+
+
+def _row(tag: str, cells: Sequence[Cell]) -> str:
+    told = (
+        f"<{tag}{NUMBER}>{number(cell)}</{tag}>"
+        if isinstance(cell, int | float)
+        else f"<{tag}>{text('' if cell is None else cell)}</{tag}>"
+        for cell in cells
+    )
+    return f"<tr>{''.join(told)}</tr>"
