@@ -1,4 +1,4 @@
-"""The page's local server: three files, questions and pictures; every request is checked before it is read."""
+"""The page's local server: a few files, questions and pictures; every request is checked before it is read."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ FILES = {
     "/": ("index.html", "text/html"),
     "/relupath.js": ("relupath.js", "text/javascript"),
     "/relupath.css": ("relupath.css", "text/css"),
+    "/relupath.svg": ("relupath.svg", "image/svg+xml"),
 }
 POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {

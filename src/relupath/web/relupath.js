@@ -133,7 +133,10 @@ function h(tag, given = {}, ...children) {
 }
 
 /** @param {string} label @param {HTMLElement} control */
-const field = (label, control) => h("label", { class: "field" }, h("span", {}, label), control);
+function field(label, control) {
+  control.setAttribute("aria-label", label);
+  return h("label", { class: "field" }, h("span", {}, label), control);
+}
 
 /** @param {Record<string, string>} options @param {string} chosen @param {(value: string) => void} changed */
 function select(options, chosen, changed) {

@@ -1,0 +1,255 @@
+"""The page in a real browser: it shows the library's numbers, says what goes wrong, and asks nobody else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import relupath
+from relupath import channels, contrast, decompose, freeze, logit
+from relupath.explorer import scene
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+NAMES = [
+    '<img src=x onerror="alert(1)">',
+    "</script><b>Lumirix</b>",
+    "Lunola",
+    "Lunorix",
+    "Somila",
+    "Somirix",
+    "Sonola",
+    "A & B",
+]
+"""Names of classes, some of them hostile."""
+SEED = 1_000_007
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """The page's address, served by the command line."""
+    labels = tmp_path_factory.mktemp("page") / "labels.txt"
+    labels.write_text("\n".join(NAMES), encoding="utf-8")
+    command = [sys.executable, "-m", "relupath", "explore", "--no-browser", "--quiet", "--labels", str(labels)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            yield re.search(r"http://\S+", line)[0]
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as run:
+        opened = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the page; in the end nothing was said on the console, and nothing was asked of another server."""
+    said, asked, contexts, refusals = [], [], [], []
+
+    def opened(width=1280, scheme="light", more="", **options):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **options))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address + more)
+        page.wait_for_selector(".column .share")
+        idle(page)
+        return page
+
+    opened.refusals = refusals
+    yield opened
+    for context in contexts:
+        context.close()
+    site = address.split("?")[0]
+    assert [text for text in said if not (refusals and "status of 4" in text)] == []
+    assert [url for url in asked if not url.startswith((site, "blob:" + site))] == []
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    classifier = relupath.models.load("creatures")
+    return freeze(classifier.model, classifier.prepare(scene(SEED)[0].image)[None])
+
+
+def idle(page):
+    """Wait until what was asked for is shown."""
+    page.wait_for_timeout(30)
+    page.wait_for_selector("relupath-view:not([data-busy])")
+
+
+def column(page, number):
+    """Keys and values in a column, and the sum below."""
+    place = page.locator(f".column:nth-child({number})")
+    rows = place.locator(".share")
+    rows.first.wait_for()
+    shares = {row.get_attribute("data-key"): float(row.get_attribute("data-value")) for row in rows.all()}
+    printed = [number_in(text) for text in place.locator(".share .number").all_inner_texts()]
+    return shares, printed, number_in(place.locator("footer .number").inner_text()), place
+
+
+def number_in(text):
+    return float(re.search(r"[\N{MINUS SIGN}\d.]+", text)[0].replace("\N{MINUS SIGN}", "-"))
+
+
+def test_three_levels_show_the_numbers_of_the_library_and_add_up(visit, frozen):
+    page = visit()
+    node = decompose(frozen, partition=channels, width=8)
+    for depth in range(1, 4):
+        shares, printed, total, place = column(page, depth)
+        expected = {str(c.path.steps[0]) if c.kind == "path" else c.kind: c.value for c in node.children}
+        assert shares.keys() == expected.keys()
+        assert all(abs(shares[key] - value) <= 1e-5 * abs(node.value) for key, value in expected.items())
+        digits = len(place.locator("footer .number").inner_text().partition(".")[2])
+        assert abs(sum(printed) - total) <= len(printed) * 0.5 * 10**-digits + 1e-9
+        assert abs(sum(shares.values()) - node.value) <= 1e-4 * sum(map(abs, shares.values()))
+        place.locator(".share").nth(1).click()
+        idle(page)
+        node = node.children[1]
+        value = float(page.locator(".strip .map.target").get_attribute("data-value"))
+        assert value == pytest.approx(node.value, rel=1e-4)
+        if depth == 3:
+            other = relupath.linear_model(frozen, logit(6), node.path).value.item()
+            assert float(page.locator(".strip .map.against").get_attribute("data-value")) == pytest.approx(
+                other, rel=1e-4
+            )
+            difference = float(page.locator(".strip .map.contrast").get_attribute("data-value"))
+            assert difference == pytest.approx(node.value - other, rel=1e-3)
+    assert page.locator(".crumbs li").count() == 4
+    page.locator(".checked", has_text="two independent routes").wait_for()
+
+
+def test_a_cut_the_other_class_and_a_reload(visit, frozen):
+    page = visit()
+    page.locator(".column:nth-child(1) .share").first.click()
+    idle(page)
+    page.get_by_role("button", name="Cut unit").click()
+    page.locator(".after table").wait_for()
+    path = relupath.decompose(frozen, partition=channels).children[0].path
+    after = relupath.ablate(frozen, path).output[0].softmax(0)
+    shown = page.locator(".after tbody tr", has_text="A & B").locator("td").nth(1).inner_text()
+    assert shown.startswith("> 99.9" if after[7] > 0.9995 else f"{100 * after[7]:.1f}")
+    page.get_by_role("button", name="Pin").click()
+    idle(page)
+    link, crumbs = page.url, page.locator(".crumbs").inner_text()
+    page.reload()
+    page.locator(".after table").wait_for()
+    idle(page)
+    assert (page.url, page.locator(".crumbs").inner_text(), page.locator(".tray li").count()) == (link, crumbs, 1)
+    page.locator(".strip .map.contrast").click()
+    idle(page)
+    shares, *_ = column(page, 1)
+    assert sum(shares.values()) == pytest.approx(contrast(7, 6)(frozen.output).item(), rel=1e-4)
+    page.go_back()
+    idle(page)
+    assert page.url == link
+    page.get_by_role("button", name=f"why {NAMES[0]}").or_(page.get_by_role("button", name="why Lunorix")).first.click()
+    idle(page)
+    assert page.locator(".strip .map.target .name").inner_text() in (NAMES[0], "Lunorix")
+
+
+def test_keys_jumps_and_settings(visit, frozen):
+    page = visit()
+    page.locator(".column .share").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    page.locator(".column:nth-child(2) .share").first.wait_for()
+    assert (
+        page.locator(".column:nth-child(1) [aria-expanded=true]").get_attribute("data-key") == [*column(page, 1)[0]][1]
+    )
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.dataset.key") == [*column(page, 1)[0]][1]
+    page.keyboard.press("/")
+    page.keyboard.type("features.14:c13")
+    page.keyboard.press("Enter")
+    page.locator(".crumbs", has_text="features.14:c13").wait_for()
+    idle(page)
+    unit = relupath.Path.of([("features.14", (13, None, None))])
+    value = relupath.linear_model(frozen, logit(7), unit).value.item()
+    assert float(page.locator(".strip .map.target").get_attribute("data-value")) == pytest.approx(value, rel=1e-4)
+    page.get_by_label("width").fill("3")
+    page.get_by_label("width").press("Enter")
+    page.get_by_label("unit", exact=True).select_option("locations")
+    idle(page)
+    shares, *_ = column(page, 1)
+    assert len([key for key in shares if re.search(r"\[y\d+,x\d+\]", key)]) == 3
+    before = page.locator(".strip canvas").first.evaluate("c => c.toDataURL()")
+    page.get_by_text("Colours").click()
+    page.get_by_label("colours").select_option("PuOr")
+    page.wait_for_timeout(200)
+    assert page.locator(".strip canvas").first.evaluate("c => c.toDataURL()") != before
+
+
+def test_a_search_and_what_can_be_saved(visit, tmp_path):
+    page = visit(permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_text("Search for paths").click()
+    page.get_by_label("search", exact=True).select_option("mass")
+    page.get_by_role("button", name="Find paths").click()
+    page.locator(".found .tray button").nth(1).click()
+    idle(page)
+    saved = {}
+    for kind in ("PNG", "SVG", "JSON"):
+        page.get_by_text("Share", exact=True).click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Save {kind}").click()
+        saved[kind] = tmp_path / kind
+        download.value.save_as(saved[kind])
+    assert saved["PNG"].read_bytes().startswith(b"\x89PNG")
+    assert saved["SVG"].read_text(encoding="utf-8").count("<image") == 3
+    numbers = json.loads(saved["JSON"].read_text(encoding="utf-8"))
+    assert {node["format"] for node in numbers["nodes"]} == {"relupath.view/1"}
+    page.get_by_text("Share", exact=True).click()
+    page.get_by_role("button", name="Copy as Python").click()
+    page.get_by_text("Python copied").wait_for()
+    lines = {}
+    exec(
+        page.evaluate("navigator.clipboard.readText()").replace(
+            re.search(r", labels='[^']*'", page.evaluate("navigator.clipboard.readText()"))[0], ""
+        ),
+        lines,
+    )
+    assert lines["model"].value.item() == pytest.approx(numbers["nodes"][0]["node"]["value"], rel=1e-5)
+    assert isinstance(lines["model"].weight, torch.Tensor)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_anybody_can_use_it(visit, width, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    page = visit(width, scheme, bypass_csp=True)
+    page.locator(".column:nth-child(1) .share").first.click()
+    idle(page)
+    page.get_by_role("button", name="Cut unit").click()
+    page.get_by_role("button", name="Pin").click()
+    page.get_by_text("Where the bias enters").click()
+    page.locator(".layers li").first.wait_for()
+    idle(page)
+    found = axe.Axe().run(page).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_another_photo_and_none(visit, tmp_path):
+    page = visit()
+    photo = tmp_path / "a<b>.png"
+    relupath.images.noise(64).image.save(photo)
+    page.locator("input[type=file]").set_input_files(photo)
+    page.locator(".top option", has_text="a<b>.png").wait_for(state="attached")
+    page.locator(".column .share").first.wait_for()
+    visit.refusals.append("a browser logs a refused request by itself")
+    page.evaluate("document.querySelector('relupath-view').upload(new File([], 'nothing.png'))")
+    page.locator(".alert", has_text="empty").wait_for()
