@@ -523,8 +523,10 @@ class RelupathView extends HTMLElement {
       const opened = /** @type {Opened} */ (await this.ask(this.question("open")));
       if (turn !== this.turn) return;
       this.open(opened);
-      const strip = this.showStrip(turn);
-      await Promise.all([strip, this.showColumns(turn), this.showCut(turn), this.showPins(turn)]);
+      this.crumbs();
+      this.startStrip();
+      await this.showColumns(turn);
+      await Promise.all([this.showStrip(turn), this.showCut(turn), this.showPins(turn)]);
       if (turn !== this.turn) return;
       this.message("");
       if (p.bias.open) this.showBias(turn);
@@ -639,18 +641,43 @@ class RelupathView extends HTMLElement {
     return { target: t, against: a, contrast: `${t} ${MINUS} ${a}` };
   }
 
+  /** The strip before all of it is there: names, and the map that the click was on. */
+  startStrip() {
+    const p = this.parts, opened = this.opened, { path, on } = this.state;
+    if (!p || !opened) return;
+    const titles = this.titles(opened);
+    for (const role of ROLES) {
+      const figure = p.strip[role];
+      figure.name.textContent = titles[role];
+      figure.button.setAttribute("aria-pressed", String(role === on));
+      figure.button.classList.add("waiting");
+    }
+    const above = path.length ? this.seen.get(keyOf(this.question("node", { path: path.slice(0, -1) }))) : undefined;
+    const share = above?.children.find((child) => child.key === path.at(-1));
+    if (share) {
+      this.tell(on, share, scaleOf([share.value, share.weight_part]));
+      this.group("strip", [{ canvas: p.strip[on].canvas, map: share.map }]);
+    }
+  }
+
+  /** One figure of the strip. @param {string} role @param {Row | Share | null} row @param {{factor: number, digits: number, exponent: number}} scale */
+  tell(role, row, scale) {
+    const p = this.parts, opened = this.opened;
+    if (!p || !opened) return;
+    const { button, value, parts, canvas } = p.strip[role], title = this.titles(opened)[role];
+    button.classList.remove("waiting");
+    button.classList.toggle("nothing", row === null || row.map === null);
+    button.dataset.value = row ? String(row.value) : "";
+    value.textContent = row ? told(row.value, scale) + times(scale) : "\u2013";
+    parts.textContent = row ? `weights ${told(row.weight_part, scale)}  bias ${told(row.bias, scale)}` : "only units have a map for each class";
+    canvas.setAttribute("aria-label", row ? `map of what the pixels add to ${title}: ${alone(row.value)}` : "no map");
+  }
+
   /** Target, the other class and contrast, for the path that is chosen. @param {number} turn */
   async showStrip(turn) {
     const p = this.parts, opened = this.opened, { root, path } = this.state;
     if (!p || !opened) return;
-    const last = path.at(-1), titles = this.titles(opened);
-    for (const role of ROLES) {
-      const figure = p.strip[role];
-      figure.name.textContent = titles[role];
-      figure.button.setAttribute("aria-pressed", String(role === this.state.on));
-      figure.button.classList.add("waiting");
-    }
-    this.crumbs();
+    const last = path.at(-1);
     const silent = last === "bias" || last === "by-pass";
     const asked = silent ? null : path.length === 0 && root === "" ? opened.rows : (await this.ask(this.question("compare"))).rows;
     const above = silent ? /** @type {NodeAnswer} */ (await this.ask(this.question("node", { path: path.slice(0, -1) }))) : null;
@@ -658,15 +685,7 @@ class RelupathView extends HTMLElement {
     /** @type {(Row | Share | null)[]} */
     const rows = ROLES.map((role, i) => asked ? asked[i] : role === this.state.on ? above?.children.find((c) => c.key === last) ?? null : null);
     const scale = scaleOf(rows.flatMap((row) => (row ? [row.value, row.weight_part] : [])));
-    rows.forEach((row, i) => {
-      const { button, value, parts, canvas } = p.strip[ROLES[i]];
-      button.classList.remove("waiting");
-      button.classList.toggle("nothing", row === null || row.map === null);
-      button.dataset.value = row ? String(row.value) : "";
-      value.textContent = row ? told(row.value, scale) + times(scale) : "\u2013";
-      parts.textContent = row ? `weights ${told(row.weight_part, scale)}  bias ${told(row.bias, scale)}` : "only units have a map for each class";
-      canvas.setAttribute("aria-label", row ? `map of what the pixels add to ${titles[ROLES[i]]}: ${alone(row.value)}` : "no map");
-    });
+    rows.forEach((row, i) => this.tell(ROLES[i], row, scale));
     await this.group("strip", rows.map((row, i) => ({ canvas: p.strip[ROLES[i]].canvas, map: row ? row.map : null })));
   }
 
