@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from relupath import creatures, files, images, models
+from relupath import creatures, draw, files, images, models
 
 FIRST = creatures.FIRST_UNSEEN_SEED
 Asked = tuple[models.Classifier, list[images.Picture]]
@@ -59,6 +59,15 @@ def write(path: Path | None, numbers: dict[str, Any]) -> None:
     with files.replacing(path) as draft:
         draft.write_text(_text(rounded(numbers)) + "\n", encoding="utf-8")
     print(f"wrote {path}")
+
+
+def picture(path: Path, figure: Any) -> None:
+    """Write a figure of many pictures; a PNG with the 256 colours nearest to its own, so that it stays small."""
+    draw.save(figure, path)
+    if path.suffix.lower() == ".png":
+        few = Image.open(path).convert("RGB").quantize(256, kmeans=4, dither=Image.Dither.NONE)
+        with files.replacing(path) as draft:
+            few.save(draft, format="png", optimize=True)
 
 
 def alike(one: Float[np.ndarray, "H W"], other: Float[np.ndarray, "H W"]) -> float:
