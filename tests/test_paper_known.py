@@ -1,6 +1,7 @@
 """Networks whose answer is known: the circuits compute what they say, and the figures are made anew."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,18 @@ def test_the_first_network_gives_the_numbers_checked_in(hiding, unchecked):
     assert [*got] == [*want["methods"]]
     for name, row in got.items():
         assert row == near(want["first"][name]), name
+
+
+def test_the_script_measures_and_draws(tmp_path, monkeypatch, unchecked):
+    monkeypatch.setattr(planted, "CIRCUITS", {"AND": planted.CIRCUITS["AND"]})
+    monkeypatch.setattr(planted, "HIDINGS", ("twins",))
+    monkeypatch.setattr(circuits, "SIZES", ((24, 3),))
+    words = ["--seeds", "2", "--json", tmp_path / "found.json", "--output", tmp_path / "found.png"]
+    monkeypatch.setattr(sys, "argv", ["circuits", *map(str, words)])
+    circuits.main()
+    found = json.loads((tmp_path / "found.json").read_text())["hidings"]
+    assert {hiding: part["networks"] for hiding, part in found.items()} == {"twins": 2}
+    assert (tmp_path / "found.png").is_file()
 
 
 def test_the_circuits_checked_in_say_where_paths_win_and_lose():
