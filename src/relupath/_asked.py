@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from . import plans
 from ._frozen import Frozen
 from ._paths import Path, Step
 from ._units import Unit, refuse_unit
@@ -20,6 +19,8 @@ LONGEST = 2000
 """Characters of a text, and elements of a list."""
 WIDEST = 64
 """Units that have a node of their own."""
+MOST = {"width": 1024, "classes": 1000, "share": 1, "k": 64, "budget": 256}
+"""The largest numbers that a search is given here."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _is_number(value: object) -> bool:
 
 
 def _are_numbers(value: object) -> bool:
-    return isinstance(value, dict) and all(n in plans.NUMBERS and _is_number(v) for n, v in value.items())
+    return isinstance(value, dict) and all(n in MOST and _is_number(v) and v <= MOST[n] for n, v in value.items())
 
 
 def _is_class(value: object) -> bool:
@@ -159,6 +160,7 @@ def _are_keys(value: object) -> bool:
     return isinstance(value, list) and len(value) <= LONGEST and all(map(_is_text, value))
 
 
+_NUMBERS = ", ".join(f"{name} up to {most}" for name, most in MOST.items())
 _TEXT = _is_text, f"a text of at most {LONGEST} characters"
 _EXPECTED = {
     "ask": _TEXT,
@@ -172,6 +174,6 @@ _EXPECTED = {
     "root": _TEXT,
     "path": (_are_keys, "a list of texts"),
     "search": _TEXT,
-    "numbers": (_are_numbers, f"an object of numbers among {', '.join(plans.NUMBERS)}"),
+    "numbers": (_are_numbers, f"an object of numbers: {_NUMBERS}"),
     "seed": (_is_seed, "a whole number from 0 to 2147483647"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,6 +16,13 @@ from ._frozen import Frozen
 from ._node import Node
 from ._paths import Path
 from .errors import InputError
+
+TREES = 64
+"""How many trees and searches of one recording are kept."""
+
+
+class PictureGone(InputError, LookupError):
+    """The picture is not held, or not any longer."""
 
 
 @dataclass(eq=False)
@@ -33,10 +41,10 @@ class Tree:
     answer: dict[str, Any] | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
-    @property
-    def nodes(self) -> int:
-        """How many nodes it holds."""
-        return len(self.paths) + (_nodes(self.root) if self.root is not None else 0)
+    def nbytes(self, frozen: Frozen) -> int:
+        """About how many bytes it holds of a recording: for every node and path the weights and what they add."""
+        each = 2 * sum(layer.output.nbytes for layer in frozen.inputs)
+        return len(self.paths) * each + (_nbytes(self.root, frozen, each) if self.root is not None else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +88,7 @@ class Shelf:
         record: gives the recorded forward pass of an input.
         pictures: how many pictures are held.
         recordings: how many of them stay recorded.
-        max_bytes: how much the trees of one recording may hold.
+        max_bytes: how much all trees may hold.
     """
 
     def __init__(self, record: Callable[[Tensor], Frozen], pictures: int, recordings: int, max_bytes: int) -> None:
@@ -111,44 +119,66 @@ class Shelf:
         """A picture and its recorded forward pass, recorded anew where it was forgotten.
 
         Raises:
-            InputError: the picture is not held.
+            PictureGone: the picture is not held.
         """
         held, recording = self._look(key)
         if recording is not None:
             return held, recording
         with self.model:
-            _, recording = self._look(key)
-            recording = recording or Recording(held.recorded or self.record(held.x))
-        with self._lock:
-            self._recorded[key] = recording
-            while len(self._recorded) > self.recordings:
-                self._recorded.popitem(last=False)
-        return held, recording
+            held, recording = self._look(key)
+            if recording is None:
+                recording = Recording(held.recorded or self.record(held.x))
+                with self._lock:
+                    self._recorded[key] = recording
+                    while len(self._recorded) > self.recordings:
+                        self._recorded.popitem(last=False)
+            return held, recording
 
     def tree(self, recording: Recording, key: object) -> Tree:
         """What was computed for a question, or an empty place for it."""
         with self._lock:
             tree = recording.trees.setdefault(key, Tree())
             recording.trees.move_to_end(key)
+            while len(recording.trees) > TREES:
+                recording.trees.popitem(last=False)
             return tree
 
-    def trim(self, recording: Recording) -> None:
-        """Forget trees until all of a recording fit: a node keeps its weights and what each input element adds."""
-        each = 2 * sum(layer.output.nbytes for layer in recording.frozen.inputs)
+    def trim(self) -> None:
+        """Forget trees until all fit, those of the recordings first that were not asked for the longest."""
         with self._lock:
-            while recording.trees and each * sum(tree.nodes for tree in recording.trees.values()) > self.max_bytes:
-                recording.trees.popitem(last=False)
+            sizes = [
+                (recording.trees, key, tree.nbytes(recording.frozen))
+                for recording in self._recorded.values()
+                for key, tree in recording.trees.items()
+            ]
+            held = sum(size for *_, size in sizes)
+            for trees, key, size in sizes:
+                if held <= self.max_bytes:
+                    break
+                del trees[key]
+                held -= size
 
     def _look(self, key: str) -> tuple[Held, Recording | None]:
         with self._lock:
             held = self._held.get(key)
             if held is None:
-                raise InputError("this picture is not held any longer: open it again")
+                raise PictureGone("this picture is not held any longer: open it again")
             self._held.move_to_end(key)
             if key in self._recorded:
                 self._recorded.move_to_end(key)
             return held, self._recorded.get(key)
 
 
-def _nodes(node: Node) -> int:
-    return 1 + sum(map(_nodes, node.children)) if node.is_expanded else 1
+def _nbytes(node: Node, frozen: Frozen, each: int) -> int:
+    """What a node and those below it hold: ``each``, and the cotangents on the lowest layers of the path."""
+    held = each + sum(_nbytes(child, frozen, each) for child in (node.children if node.is_expanded else ()))
+    if node.kind == "rest":
+        held += sum(frozen.layer(name).output.nbytes for name in node.path.steps[0].layers)
+    elif node.kind == "path" and node.path.steps:
+        (step,) = node.path.steps[0].parts.values()
+        layer = frozen.layer(step.layer)
+        neurons = sum(
+            math.prod(size for i, size in zip(unit, layer.shape, strict=True) if i is None) for unit in step.units
+        )
+        held += neurons * (layer.output.element_size() + 8 * layer.output.ndim)
+    return held

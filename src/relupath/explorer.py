@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from ._frozen import Frozen
 from ._linear import linear_model
 from ._node import Node
 from ._paths import Path
-from ._search import find_paths
+from ._search import Exact, find_paths
 from ._shelf import Held, Recording, Shelf, Tree
 from ._targets import Target, contrast, logit
 from .errors import InputError, PathError, UsageError
@@ -37,6 +37,10 @@ SIDE = 256
 PICTURES = 32
 RECORDINGS = 4
 MAX_BYTES = 2**29
+NUMBERS = 2**23
+"""The largest input that is explored: how many numbers the network takes."""
+PRODUCTS = 3000
+"""How many products the exact search may take; more take minutes, and memory."""
 ROLES = {"target": 0, "against": 1, "contrast": 2}
 
 
@@ -117,10 +121,16 @@ class Explorer:
         Raises:
             UsageError: there is no classifier.
             ModelError: the picture cannot be prepared.
+            InputError: the network takes it as it is, and it is too large.
         """
         if self.classifier is None:
             raise UsageError("no picture can be added here: one recorded network is explored")
         x = self.classifier.prepare(picture.image)
+        if x.numel() > NUMBERS:
+            raise InputError(
+                f"the network takes {picture.name} as {x.numel():,} numbers; at most {NUMBERS:,} are explored: give a "
+                "smaller picture"
+            )
         seen = _wire.picture_of((shown(self.classifier, picture, x) * 255).round().astype(np.uint8))
         carry = f", carry={self.classifier.carry!r}" if self.classifier.carry else ""
         code = "\n".join([
@@ -208,7 +218,6 @@ class Explorer:
             said = [_wire.node_of(child, node, self.side) for child in node.children]
             own = _wire.node_of(node, above, self.side)
         code = None if own["path"] is None else _wire.python_of(view.held.python, _code(view.functional), node.path)
-        self.shelf.trim(view.recording)
         return {"node": own, "children": said, "python": code}
 
     def _compare(self, question: Question) -> dict[str, Any]:
@@ -287,6 +296,7 @@ class Explorer:
                     path=begin,
                 )  # fmt: skip
             yield tree
+        self.shelf.trim()
 
     def _root(self, view: _View) -> Path | None:
         """The path at which the tree begins; None for the whole output."""
@@ -305,6 +315,8 @@ class Explorer:
         with tree.lock:
             if tree.answer is None:
                 strategy = plans.search(q.search, q.numbers)
+                if isinstance(strategy, Exact):
+                    strategy = replace(strategy, products=PRODUCTS)
                 layers = None if q.layers is None else layers_named(view.frozen, q.layers)
                 found = find_paths(
                     view.frozen, view.functional, strategy, layers=layers, partition=plans.partition(q.partition)
@@ -318,6 +330,7 @@ class Explorer:
                     "paths": said, "several": several, "stopped": found.stopped[0], "held": held,
                     "search": repr(strategy),
                 }  # fmt: skip
+        self.shelf.trim()
         return tree
 
     def _share(self, view: _View, path: Path) -> dict[str, Any]:

@@ -326,7 +326,7 @@ def choose_classes(
 def class_index(classifier: Named, wanted: str | int, count: int) -> int:
     """The index of a class given by number or name."""
     text = str(wanted)
-    if text.lstrip("-").isdecimal():
+    if text.removeprefix("-").isdecimal():
         if not 0 <= int(text) < count:
             raise TargetError(f"class {text} is out of range: the model has {count} classes, 0 to {count - 1}")
         return int(text)
@@ -348,7 +348,7 @@ def layers_named(frozen: Frozen, layers: str) -> list[Layer]:
         return list(frozen.layers[:: -int(step)])[::-1]
     known = {layer.name for layer in frozen.layers}
     given = [name.strip() for name in layers.split(",")]
-    return [frozen.layer(n if n in known or not n.lstrip("-").isdecimal() else int(n)) for n in given]
+    return [frozen.layer(n if n in known or not n.removeprefix("-").isdecimal() else int(n)) for n in given]
 
 
 def shown(classifier: Classifier, picture: Picture, x: Tensor) -> Float[np.ndarray, "H W 3"]:

@@ -77,7 +77,7 @@ def application(explorer: Explorer, token: str, hosts: Sequence[str] = ("localho
         hosts: names under which the server may be asked, beside any IP address.
         web: the folder of the page's files.
     """
-    quick, long, photos = _Desk(6, 64), _Desk(3, 12), _Desk(2, 4)
+    quick, long, photos = _Desk(6, 64), _Desk(2, 12), _Desk(2, 4)
 
     def page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
         async def get(request: Request) -> Response:
