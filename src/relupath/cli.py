@@ -288,6 +288,7 @@ def explore(photos: tuple[Path, ...], host: str, port: int, browser: bool, quiet
 
         with suppress(KeyboardInterrupt):
             server.serve(explored, ready, host, port)
+    server.leave()
 
 
 def _code(options: dict[str, Any]) -> str:

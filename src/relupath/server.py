@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
+import os
 import re
 import secrets
 import socket
+import sys
+import threading
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +64,7 @@ HASTE = 10
 """How many seconds a connection may take to its first request."""
 CONNECTIONS = 512
 LONGEST_NAME = 80
+WORKER = "AnyIO worker thread"
 LONG = ("paths", "check")
 """What may take long to answer."""
 
@@ -129,7 +134,14 @@ def serve(
             server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=1,
         )  # fmt: skip
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/?token={token}")
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config).run(sockets=[listener])
+
+
+def leave() -> None:
+    """End the process at once if a thread still computes for the page: a search may take minutes."""
+    if any(thread.name == WORKER for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def clean(name: str) -> str:
@@ -215,6 +227,15 @@ class _Desk:
             if await request.is_disconnected():
                 raise ClientDisconnect
             return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+
+class _Server(uvicorn.Server):
+    """Ends without a word about what nobody waits for any more."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; requests that are still being answered are cancelled after a second."""
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
 
 
 class _Hasty(H11Protocol):
