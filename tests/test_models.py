@@ -161,6 +161,25 @@ def test_torchvision_brings_its_own_preprocessing_and_names(tmp_path):
     assert small.class_name(1) == "no"
 
 
+def test_a_torchvision_head_trained_anew_brings_its_own_widths(tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    build = torchvision.models.mobilenet_v3_small
+    trained = build(num_classes=2).eval()
+    trained.classifier[0], trained.classifier[3] = nn.Linear(576, 24), nn.Linear(24, 2)
+    save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "labels.txt").write_text("yes\nno")
+    named = {"spec": "torchvision/mobilenet_v3_small", "weights": tmp_path / "w.safetensors"}
+    loaded = models.load(**named, labels=tmp_path / "labels.txt")
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(loaded.model(x), trained(x))
+    with pytest.raises(ModelError, match=r"2 of another shape \(classifier.3.weight is \[2, 24\]"):
+        models.load(**named)
+    narrow = {**trained.state_dict(), "classifier.0.weight": torch.zeros(24, 500)}
+    save_file(narrow, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"1 of another shape \(classifier.0.weight is \[24, 500\]"):
+        models.load(**named, labels=tmp_path / "labels.txt")
+
+
 def test_the_shipped_network_loads_and_fits_any_picture():
     loaded = models.load("creatures")
     assert loaded.prepare(Image.new("RGB", (300, 200))).shape == (3, 96, 96)

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -84,7 +85,8 @@ def load(
             ``package.module:factory`` or ``file.py:factory``. ``@WEIGHTS`` downloads them, except ``@RANDOM``, which
             leaves the network untrained. A factory is code that is run; it returns a module, or (module, preprocess),
             or (module, preprocess, class names).
-        weights: a state dict, safetensors or a pickle of plain tensors.
+        weights: a state dict, safetensors or a pickle of plain tensors. The hidden linear layers of a torchvision
+            network's ``classifier`` take the widths that they have there: such a head may have been trained anew.
         labels: a text file with one class name a line; the network is built for that many classes.
         device: such as ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``float64``.
@@ -112,6 +114,8 @@ def load(
     if weights is not None:
         state, said = read_state(Path(weights))
         notes += said
+        if spec.startswith("torchvision/"):
+            _take_widths(built.model, state)
         fit(built.model, state, str(weights))
     try:
         model = built.model.to(torch.device(device), DTYPES[dtype]).eval()
@@ -181,6 +185,26 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     if problems:
         raise ModelError(f"weights {source} do not fit the model: {'; '.join(problems)}")
     model.load_state_dict(state)
+
+
+def _take_widths(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give the hidden linear layers of a ``classifier`` the widths that they have in a state dict.
+
+    The inputs of the first and the outputs of the last stay as they are; what else differs is for ``fit`` to refuse.
+    """
+    head = getattr(model, "classifier", None)
+    if not isinstance(head, nn.Sequential):
+        return
+    linear = {name: module for name, module in head.named_children() if isinstance(module, nn.Linear)}
+    for name, following in pairwise([*linear]):
+        weight = state.get(f"classifier.{name}.weight")
+        if weight is not None and weight.ndim == 2 and len(weight) != linear[name].out_features:
+            for place, inputs, outputs in (
+                (name, linear[name].in_features, len(weight)),
+                (following, len(weight), linear[following].out_features),
+            ):
+                linear[place] = nn.Linear(inputs, outputs)
+                setattr(head, place, linear[place])
 
 
 def _creatures() -> Classifier:
