@@ -270,6 +270,12 @@ def test_quantus_needs_channels(vgg):
         QuantusExplainer()(vgg[0], np.zeros(3), [0])
 
 
+def test_whole_numbers_are_refused_that_would_cut_a_map_off(unchecked, vgg):
+    model, x = vgg
+    with pytest.raises(InputError, match=r"got uint8: give inputs.astype\(np.float32\)"):
+        QuantusExplainer()(model, np.ones(x.shape, dtype=np.uint8), [1, 1])
+
+
 @pytest.mark.parametrize("explain", [QuantusExplainer(), QuantusExplainer(relupath.Mass(0.9), summed=False)])
 @pytest.mark.filterwarnings("ignore")
 def test_metrics_of_quantus_run_on_it(explain):

@@ -111,6 +111,8 @@ class QuantusExplainer:
     """``W * x`` of a network, or of the paths that a search finds in it, as an ``explain_func`` of Quantus.
 
     Nothing is kept from one call to the next: a model whose weights were changed in place is explained as it is now.
+    Quantus' Infidelity multiplies a map by a change of the input, so that it asks for ``W``: of what this gives with
+    ``summed=False``, divided by the input.
 
     Attributes:
         search: the strategy; None means the whole network.
@@ -145,11 +147,13 @@ class QuantusExplainer:
             (B, 1, ...) or (B, C, ...), in the type of the inputs.
 
         Raises:
-            InputError: the inputs have no axis of channels.
+            InputError: the inputs have no axis of channels, or are whole numbers, in which a map would be cut off.
             RelupathError: as ``freeze`` and ``find_paths``.
         """
         if inputs.ndim < 2:
             raise InputError(f"expected inputs (B, C, ...); got shape {list(inputs.shape)}")
+        if not np.issubdtype(inputs.dtype, np.floating):
+            raise InputError(f"expected floating-point inputs; got {inputs.dtype}: give inputs.astype(np.float32)")
         like = next(model.parameters(), torch.zeros(()))
         x = torch.tensor(inputs, dtype=like.dtype, device=like.device)
         frozen = freeze(model, x, carry=self.carry)
