@@ -2,14 +2,22 @@
 
 import argparse
 import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from PIL import Image
+from torch import Tensor, nn
 
 from relupath import creatures, draw, files, images, models
+import cifar10
+from relupath import creatures, files, images, models
+from relupath.errors import UsageError
 
 FIRST = creatures.FIRST_UNSEEN_SEED
 Asked = tuple[models.Classifier, list[images.Picture]]
@@ -35,6 +43,44 @@ def given(options: argparse.Namespace) -> Asked:
     found = files.pictures(options.photos)
     count = min(options.count, len(found))
     return classifier, [images.read(found[number * len(found) // count]) for number in range(count)]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network and its inputs.
+
+    Attributes:
+        name: of the network.
+        model: the network.
+        names: of the pictures.
+        x: the input of a number, (C, H, W).
+    """
+
+    name: str
+    model: nn.Module
+    names: Sequence[str]
+    x: Callable[[int], Tensor]
+
+
+def add_cifar10(options: argparse.ArgumentParser) -> None:
+    """The option that asks for the authors' network and its pictures instead."""
+    options.add_argument("--cifar10", type=Path, help="test.zip of CIFAR-10 as JPEG; --weights are the authors' then")
+
+
+def task(options: argparse.Namespace) -> Task:
+    """What is asked for: the first images of every class of CIFAR-10, mixed once, or a classifier and its pictures."""
+    if options.cifar10 is None:
+        classifier, pictures = given(options)
+        names = [picture.name for picture in pictures]
+        return Task(classifier.name, classifier.model, names, lambda n: classifier.prepare(pictures[n].image))
+    if options.weights is None:
+        raise UsageError("--cifar10 needs the authors' network too: give --weights toycnn_cifar10.safetensors")
+    model = cifar10.network()
+    models.fit(model, models.read_state(options.weights)[0], str(options.weights))
+    x, labels = cifar10.images(options.cifar10, math.ceil(options.count / len(cifar10.CLASSES)))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).tolist()[: options.count]
+    names = [f"{cifar10.CLASSES[labels[n]]} {n}" for n in order]
+    return Task("the authors' network on CIFAR-10", model, names, lambda n: x[order[n]])
 
 
 def scene(seed: int) -> images.Picture:
