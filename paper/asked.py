@@ -14,9 +14,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from relupath import creatures, draw, files, images, models
 import cifar10
-from relupath import creatures, files, images, models
+from relupath import creatures, draw, files, images, models
 from relupath.errors import UsageError
 
 FIRST = creatures.FIRST_UNSEEN_SEED
