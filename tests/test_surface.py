@@ -20,7 +20,19 @@ from nets import build, inputs
 from relupath import _gates, cli
 
 PACKAGE = FilePath(relupath.__file__).parent
-WORKBENCH = {"__init__", "images", "models", "draw", "runs", "report", "explorer", "server", "cli", "creatures"}
+WORKBENCH = {
+    "__init__",
+    "images",
+    "models",
+    "draw",
+    "runs",
+    "report",
+    "explorer",
+    "server",
+    "widget",
+    "cli",
+    "creatures",
+}
 WORKBENCH |= {
     "bridges",
     "origins",
@@ -30,10 +42,12 @@ WORKBENCH |= {
     "plans",
     "_asked",
     "_canvas",
+    "_options",
     "_shelf",
     "_wire",
     "_draw_evaluation",
     "_draw_tree",
+    "_summary",
     "_text",
     "__main__",
 }

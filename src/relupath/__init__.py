@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import bridges, creatures, draw, explorer, images, metrics, models, plans, reach, runs, server
+    from . import bridges, creatures, draw, explorer, images, metrics, models, plans, reach, report, runs, server
     from ._ablate import ablate, plausible
     from ._bias import bias_sources
     from ._decompose import decompose
@@ -36,7 +36,7 @@ _HOME = {
     "path_mass": "_mass", "plausible": "_ablate",
 }  # fmt: skip
 _MODULES = ("creatures", "draw", "errors", "images", "models", "reach")
-_INNER = ("bridges", "explorer", "metrics", "plans", "runs", "server")
+_INNER = ("bridges", "explorer", "metrics", "plans", "report", "runs", "server")
 _BESIDE = {"freeze_each": "_freeze"}
 
 __version__ = version("relupath")

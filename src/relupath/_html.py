@@ -30,19 +30,26 @@ def text(words: object) -> str:
     return html.escape(str(words).encode("utf-8", "replace").decode("utf-8"))
 
 
-def number(value: int | float) -> str:
-    """A number in four digits, with a proper minus sign; what is not finite in words."""
+def number(value: int | float, places: int | None = None) -> str:
+    """A number in four digits or so many decimal places, with a proper minus sign; what is not finite in words."""
     if isinstance(value, int):
         return str(value).replace("-", "\N{MINUS SIGN}")
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "\N{MINUS SIGN}\N{INFINITY}" if value < 0 else "\N{INFINITY}"
-    return f"{value + 0.0:.4g}".replace("-", "\N{MINUS SIGN}")
+    shown = f"{value:.4g}" if places is None else f"{value:.{places}f}"
+    return (shown if float(shown) else shown.lstrip("-")).replace("-", "\N{MINUS SIGN}")
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], most: int = SHOWN) -> str:
-    """A table; numbers stand to the right. Of more rows than ``most`` the rest are counted."""
+def places(values: Iterable[float]) -> int:
+    """Decimal places that give the largest of some numbers four digits, so that a column of them adds up."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return max(0, min(9, 3 - math.floor(math.log10(largest)))) if largest else 0
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], most: int = SHOWN, places: int | None = None) -> str:
+    """A table; numbers stand to the right, see ``number``. Of more rows than ``most`` the rest are counted."""
     every = list(rows)
-    body = "".join(_row("td", row) for row in every[:most])
+    body = "".join(_row(row, places) for row in every[:most])
     more = len(every) - most
     body += f'<tr><td colspan="{len(heads)}">and {more} more</td></tr>' if more > 0 else ""
     plain = [column for column in range(len(heads)) if not any(_is_number(row[column]) for row in every)]
@@ -75,11 +82,11 @@ def _is_number(cell: Cell) -> bool:
     return isinstance(cell, int | float)
 
 
-def _row(tag: str, cells: Sequence[Cell]) -> str:
+def _row(cells: Sequence[Cell], places: int | None) -> str:
     told = (
-        f"<{tag}{NUMBER}>{number(cell)}</{tag}>"
+        f"<td{NUMBER}>{number(cell, places)}</td>"
         if isinstance(cell, int | float)
-        else f"<{tag}>{text('' if cell is None else cell)}</{tag}>"
+        else f"<td>{text('' if cell is None else cell)}</td>"
         for cell in cells
     )
     return f"<tr>{''.join(told)}</tr>"

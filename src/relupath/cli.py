@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import threading
 import webbrowser
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from PIL import Image
 from tqdm import tqdm
 
 import relupath
 
 from . import _text, files, plans
+from ._options import EXISTING, EXTENT, LOADING, MODEL, SCENES, SEARCHING, STRATEGY, TARGET, given
 from .errors import PathError, RelupathError, TargetError, UnknownLayerError, UsageError
 
 if TYPE_CHECKING:
@@ -29,77 +30,12 @@ if TYPE_CHECKING:
 
 SCENE = 1_000_007
 USAGE = (UsageError, PathError, TargetError, UnknownLayerError)
-EXISTING = click.Path(exists=True, path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(relupath.__version__, prog_name="relupath")
 def main() -> None:
     """Exact explanations of a neural network's decision by paths of hidden units."""
-
-
-MODEL = (
-    "creatures, torchvision/NAME[@WEIGHTS], timm/NAME[@WEIGHTS], package.module:factory or file.py:factory "
-    "(the last two run that code)."
-)
-LOADING = (
-    click.option("--weights", type=EXISTING, help="State dict: safetensors, or a pickle of tensors."),
-    click.option("--labels", type=EXISTING, help="Text file with one class name a line."),
-    click.option(
-        "--carry",
-        type=click.Choice(["first", "second", "half"]),
-        help="Which factor of a product of two signals carries on.  [default: refuse such products]",
-    ),
-    click.option("--device", default="cpu", show_default=True, help="Such as cpu, cuda or mps."),
-    click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True),
-    click.option("--quiet", is_flag=True, help="No progress on stderr."),
-)
-TARGET = (
-    click.option("--target", help="Class to explain, by number or name.  [default: the predicted one]"),
-    click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all numbers to this file."),
-)
-
-
-def given(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
-    """A decorator that gives a command some options."""
-
-    def decorated(command: Callable[..., None]) -> Callable[..., None]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorated
-
-
-SCENES = click.option(
-    "--scene", type=click.IntRange(min=0), help="Without a photo: the seed of the scene that is drawn."
-)
-STRATEGY = (
-    click.option("--layers", help="Layers for the path: names separated by commas, or every:K.  [default: all]"),
-    click.option("--depth", type=click.IntRange(min=1), help="Use only so many layers from the top."),
-    click.option("--width", type=int, help="selective: at most so many units a level.  [default: 64]"),
-    click.option("--classes", type=int, help="selective: how many classes are compared.  [default: 10]"),
-    click.option("--share", type=float, help="mass: share of the positive contribution.  [default: 0.5]"),
-    click.option("--k", type=int, help="beam, exact: how many paths.  [default: 8]"),
-    click.option("--budget", type=int, help="best-first: how many paths are split.  [default: 64]"),
-    click.option(
-        "--partition",
-        default="neurons",
-        show_default=True,
-        help="What counts as one unit: neurons, channels, locations or heads:N.",
-    ),
-)
-SEARCHING = (
-    click.option(
-        "--search", type=click.Choice([*plans.SEARCHES]), default="greedy", show_default=True, help="How to find paths."
-    ),
-    *STRATEGY,
-    click.option("--gap", is_flag=True, help="Also say how far greedy is from the exact best path."),
-    click.option("--ablate", is_flag=True, help="Also run the model without each path's units."),
-    click.option("--tree", is_flag=True, help="Print the decision as a sum of paths; draws another figure, *.tree.*"),
-    click.option("--tree-depth", type=click.IntRange(min=1), help="Layers of the tree.  [default: 2]"),
-    click.option("--tree-width", type=click.IntRange(min=1), help="Units a layer there.  [default: 4]"),
-)
 
 
 @main.command()
@@ -123,10 +59,8 @@ def explain(photo: Path | None, output: Path | None, json_path: Path | None, qui
     with _spoken():
         for figure in figures.values():
             files.writable(figure, (".png", ".pdf", ".svg"))
-            if photo is not None and figure.exists() and figure.samefile(photo):
-                raise UsageError(f"the figure would overwrite the photo {photo}: name another file with -o")
-        if photo is None and options["model"] != "creatures":
-            raise UsageError(f"give a PHOTO for {options['model']}: only the model creatures draws its own scenes")
+            _refuse_overwriting(figure, [photo] if photo else [])
+        _refuse_nothing(photo, options)
         with _progress(quiet) as progress, _json(json_path) as write:
             plan = _plan(options)
             classifier, picture = _loaded(photo, options, progress)
@@ -231,8 +165,7 @@ def evaluate(
     with _spoken():
         files.writable(output, (".png", ".pdf", ".svg"))
         pictures = files.pictures(photos)
-        if output.exists() and any(output.samefile(picture) for picture in pictures):
-            raise UsageError(f"the figure would overwrite the photo {output}: name another file with -o")
+        _refuse_overwriting(output, pictures)
         plans = {name: _plan({**options, "search": name, "others": searches}) for name in dict.fromkeys(searches)}
         with (
             _progress(quiet) as progress,
@@ -273,9 +206,9 @@ def explore(photos: tuple[Path, ...], host: str, port: int, browser: bool, quiet
         with _progress(quiet) as progress:
             progress("loading torch and the model")
             server, explorer = (import_module(name, __package__) for name in (".server", ".explorer"))
-            shown = [(relupath.images.read(photo), None) for photo in photos]
+            shown: list[tuple[Picture, str | None]] = [(relupath.images.read(photo), None) for photo in photos]
             if not photos and options["model"] == "creatures":
-                shown = [explorer.scene(SCENE if options["scene"] is None else options["scene"])]
+                shown = [_scene(options)]
             classifier = _classifier(options, progress, [note for picture, _ in shown for note in picture.notes])
             explored = explorer.Explorer(classifier, pictures=explorer.PICTURES + len(shown), python=_code(options))
             for picture, code in shown:
@@ -289,6 +222,45 @@ def explore(photos: tuple[Path, ...], host: str, port: int, browser: bool, quiet
         with suppress(KeyboardInterrupt):
             server.serve(explored, ready, host, port)
     server.leave()
+
+
+@main.command()
+@click.argument("photo", required=False, type=EXISTING)
+@click.option("--model", default="creatures", show_default=True, help=MODEL)
+@click.option("--against", help="Class to compare with, by number or name.  [default: the best other one]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file: .html.")
+@given((*EXTENT, *TARGET, *LOADING))
+@SCENES
+def report(photo: Path | None, output: Path | None, json_path: Path | None, quiet: bool, **options: Any) -> None:
+    """Write what explore shows of PHOTO into one file that opens offline: a summary, maps to expand, all numbers.
+
+    Without PHOTO it is the decision of the embedded demo on a scene that it draws itself.
+    """
+    output = output or Path(f"{photo.stem if photo else 'scene'}.report.html")
+    with _spoken():
+        _refuse_overwriting(output, [photo] if photo else [], "report")
+        _refuse_nothing(photo, options)
+        with _progress(quiet) as progress, _json(json_path) as write, _draft(output, ".html") as write_page:
+            module = import_module(".report", __package__)
+            extent = module.Extent(*(options[name] for name in ("depth", "width", "partition", "layers")))
+            classifier, picture = _loaded(photo, options, progress)
+            named = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
+            again = module.Again(_command(photo, named), _code(named), None if photo else _scene(options)[1])
+            classes = options["target"], options["against"]
+            made = module.report(classifier, picture, classes, extent, again, progress)
+            write(made.to_dict())
+            write_page(made.to_html())
+    click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    if json_path is not None:
+        click.echo(f"wrote {json_path}")
+
+
+def _command(photo: Path | None, options: dict[str, Any]) -> str:
+    """The command that explores the same."""
+    usual = {"model": "creatures", "scene": None, "carry": None, "weights": None, "labels": None, "device": "cpu"}
+    usual["dtype"] = "float32"
+    more = [f"--{key}={options[key]}" for key, value in usual.items() if options[key] != value]
+    return shlex.join(["relupath", "explore", *([photo.name] if photo else []), *more])
 
 
 def _code(options: dict[str, Any]) -> str:
@@ -322,16 +294,34 @@ def _plan(options: dict[str, Any]) -> Plan:
 
 def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str], None]) -> tuple[Classifier, Picture]:
     """The model and the picture; without a photo a scene for creatures, noise for other models."""
-    spec, scene = options["model"], options["scene"]
     _refuse_scene(photo is not None, options)
     if photo is not None:
         picture = relupath.images.read(photo)
-    elif spec == "creatures":
-        seed = SCENE if scene is None else scene
-        picture = relupath.images.Picture(Image.fromarray(relupath.creatures.draw(seed).image), f"scene {seed}")
+    elif options["model"] == "creatures":
+        picture, _ = _scene(options)
     else:
         picture = relupath.images.noise()
     return _classifier(options, progress, picture.notes), picture
+
+
+def _scene(options: dict[str, Any]) -> tuple[Picture, str]:
+    """The scene that is drawn, and the Python expression that draws it."""
+    drawn: tuple[Picture, str] = import_module(".explorer", __package__).scene(
+        SCENE if options["scene"] is None else options["scene"]
+    )
+    return drawn
+
+
+def _refuse_overwriting(output: Path, photos: Sequence[Path], what: str = "figure") -> None:
+    """Refuse to write over one of the photos."""
+    if output.exists() and any(output.samefile(photo) for photo in photos):
+        raise UsageError(f"the {what} would overwrite the photo {output}: name another file with -o")
+
+
+def _refuse_nothing(photo: Path | None, options: dict[str, Any]) -> None:
+    """Refuse to go without a photo where the model draws no scenes."""
+    if photo is None and options["model"] != "creatures":
+        raise UsageError(f"give a PHOTO for {options['model']}: only the model creatures draws its own scenes")
 
 
 def _refuse_scene(photo: bool, options: dict[str, Any]) -> None:
