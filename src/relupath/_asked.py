@@ -141,7 +141,9 @@ def _is_number(value: object) -> bool:
 
 
 def _are_numbers(value: object) -> bool:
-    return isinstance(value, dict) and all(n in MOST and _is_number(v) and v <= MOST[n] for n, v in value.items())
+    return isinstance(value, dict) and all(
+        n in MOST and (_is_number(v) if n == "share" else _is_whole(v)) and v <= MOST[n] for n, v in value.items()
+    )
 
 
 def _is_class(value: object) -> bool:
@@ -160,7 +162,7 @@ def _are_keys(value: object) -> bool:
     return isinstance(value, list) and len(value) <= LONGEST and all(map(_is_text, value))
 
 
-_NUMBERS = ", ".join(f"{name} up to {most}" for name, most in MOST.items())
+_NUMBERS = ", ".join(f"{name} up to {most}" for name, most in MOST.items()) + "; all but share are whole"
 _TEXT = _is_text, f"a text of at most {LONGEST} characters"
 _EXPECTED = {
     "ask": _TEXT,

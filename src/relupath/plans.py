@@ -48,6 +48,8 @@ def search(name: str, numbers: Mapping[str, Any], others: Sequence[str] = ()) ->
         if value is not None and number not in known:
             raise UsageError(f"--{number} does not belong to --search {' and '.join(others or (name,))}")
     given = {number: numbers[number] for number in mine if numbers.get(number) is not None}
+    if "share" in given:
+        given["share"] = float(given["share"])
     if name == "exact":
         given.setdefault("k", PATHS)
     strategy: Search = getattr(relupath, kind)(**given)

@@ -328,7 +328,7 @@ def class_index(classifier: Named, wanted: str | int, count: int) -> int:
     text = str(wanted)
     if text.removeprefix("-").isdecimal():
         if not 0 <= int(text) < count:
-            raise TargetError(f"class {text} is out of range: the model has {count} classes, 0 to {count - 1}")
+            raise TargetError(f"class {text[:20]} is out of range: the model has {count} classes, 0 to {count - 1}")
         return int(text)
     names = [classifier.class_name(c) for c in range(count)]
     matches = [c for c, name in enumerate(names) if name.casefold() == text.casefold()]
@@ -352,8 +352,13 @@ def layers_named(frozen: Frozen, layers: str) -> list[Layer]:
 
 
 def shown(classifier: Classifier, picture: Picture, x: Tensor) -> Float[np.ndarray, "H W 3"]:
-    """The input as the network saw it: the normalisation is undone by what it makes of black and of white."""
+    """The input as the network saw it: the normalisation is undone by what it makes of black and of white.
+
+    Of channels that are neither one nor three the mean is shown.
+    """
     ends = [Image.new("RGB", picture.image.size, colour) for colour in ("black", "white")]
     black, white = map(classifier.prepare, ends)
     shown = ((x - black) / (white - black).clamp(min=1e-6)).clamp(0, 1)
+    if len(shown) not in (1, 3):
+        shown = shown.mean(0, keepdim=True)
     return shown.expand(3, *shown.shape[1:]).permute(1, 2, 0).cpu().double().numpy()
