@@ -96,8 +96,8 @@ def _decoded(source: Path | io.BytesIO, name: str, max_pixels: int) -> Picture:
 def _plain(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """The first frame, upright, as 8-bit RGB, and what was done to get there."""
     notes = []
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        notes.append(f"it has {getattr(image, 'n_frames', 1)} frames; the first one is explained")
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        notes.append("it has several frames; the first one is explained")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         notes.append(

@@ -24,6 +24,7 @@ from .explorer import Explorer
 try:
     import anyio
     import uvicorn
+    from h11 import LocalProtocolError
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect, Request
@@ -130,11 +131,11 @@ def serve(
         host = "127.0.0.1" if ipaddress.ip_address(host).is_unspecified else host
         app = application(explorer, token, ("localhost", socket.gethostname().lower()), web)
         config = uvicorn.Config(
-            app, http=_Hasty, ws="none", lifespan="off", log_config=None, log_level="error", access_log=False,
+            app, http=_Hasty, ws="none", lifespan="off", log_config=None, log_level="critical", access_log=False,
             server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=1,
         )  # fmt: skip
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/?token={token}")
-        _Server(config).run(sockets=[listener])
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def leave() -> None:
@@ -163,6 +164,7 @@ class _Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
+            await self.app(scope, receive, send)
             return
         api = scope["path"].startswith("/api/")
         more = HEADERS | {"cache-control": "no-store" if api else "no-cache"}
@@ -227,15 +229,6 @@ class _Desk:
             if await request.is_disconnected():
                 raise ClientDisconnect
             return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
-
-
-class _Server(uvicorn.Server):
-    """Ends without a word about what nobody waits for any more."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End; requests that are still being answered are cancelled after a second."""
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        await super().shutdown(sockets)
 
 
 class _Hasty(H11Protocol):
@@ -306,5 +299,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """A mistake of ours: Starlette raises it again once this is sent, and it is logged."""
+    """A mistake of ours, which is logged; what a client breaks off is none."""
+    if not isinstance(error, LocalProtocolError):
+        logging.getLogger(__name__).error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _json(500, _rendered({"error": "something went wrong here: the terminal says what"}))
