@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path as FilePath
 
 import numpy as np
 import pytest
@@ -31,8 +34,9 @@ from relupath import (
     locations,
     logit,
     plans,
+    server,
 )
-from relupath._asked import MOST, Question
+from relupath._asked import _EXPECTED, FORMAT, MOST, WIDEST, Question
 from relupath._shelf import TREES
 from relupath.creatures import draw
 from relupath.errors import RelupathError
@@ -527,3 +531,78 @@ def test_an_input_of_two_channels_can_be_looked_at_too():
     one = Explorer(two)
     opened = one.answer({"ask": "open", "picture": one.add(photo(0))})
     assert opened["picture"]["image"]["shape"] == [5, 5]
+
+
+# --- docs/view.md ---
+
+VIEW = (FilePath(__file__).parents[1] / "docs" / "view.md").read_text(encoding="utf-8")
+PLAIN = {"text": str, "number": int | float, "whole": int, "truth": bool, "path": dict}
+
+
+def tables():
+    """The fields of every object that the page describes, and what they are."""
+    found = {}
+    for table in re.findall(r"^\| (\w+) \| is \| what \|\n\|-+\|-+\|-+\|\n((?:\|.*\n)+)", VIEW, re.MULTILINE):
+        found[table[0]] = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \| \S", table[1], re.MULTILINE))
+    return found
+
+
+def assert_described(value, kind, described, seen):
+    """A value is what the page says of it, field by field."""
+    if kind.endswith(" or null"):
+        seen.add((kind, value is None))
+        kind = kind.removesuffix(" or null")
+        if value is None:
+            return
+    if kind[0] in "[{":
+        assert isinstance(value, list if kind[0] == "[" else dict)
+        for item in value if kind[0] == "[" else value.values():
+            assert_described(item, kind[1:-1], described, seen)
+    elif kind in PLAIN:
+        assert isinstance(value, PLAIN[kind])
+        assert isinstance(value, bool) == (kind == "truth")
+    else:
+        assert list(value) == list(described[kind]) or set(value) == set(described[kind]), kind
+        seen.add(kind)
+        for name, inner in value.items():
+            assert_described(inner, described[kind][name], described, seen)
+
+
+def test_the_page_of_the_format_describes_every_answer(asked, creatures_asked):
+    one, key, _ = asked
+    described, seen = tables(), set()
+    questions = [{"ask": "node", "path": [path]} for path in ("rest", "bias")]
+    questions += [{"ask": ask} for ask in ("hello", "open", "node", "compare", "bias", "check", "paths")]
+    first = one.answer({"ask": "node", "picture": key})["children"][0]["key"]
+    for question in [*questions, {"ask": "cut", "path": [first]}]:
+        said = one.answer({"picture": key, "width": 2, **question})
+        head = {name: said.pop(name) for name in ("format", "ask")}
+        assert head == {"format": FORMAT, "ask": question["ask"]}
+        assert f"`{FORMAT}`" in VIEW
+        assert_described(said, question["ask"], described, seen)
+    drawn = creatures_asked[0].answer({"ask": "scene", "seed": 5})
+    assert_described({"picture": drawn["picture"]}, "scene", described, seen)
+    assert {name for name in seen if isinstance(name, str)} == described.keys() - {"refusal"}
+    assert {kind for kind, none in seen - described.keys() if none} >= {"map or null", "path or null", "text or null"}
+    assert set(explorer._ANSWERS) <= described.keys()
+
+
+def test_the_page_of_the_format_describes_every_question():
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`|) \| (.*) \|$", VIEW.partition("## An answer")[0], re.MULTILINE)
+    described = {name: default for name, default, _ in rows}
+    assert list(described) == [field.name for field in fields(Question)] == list(_EXPECTED)
+    script = re.search(
+        r"const ASKED = (\{.*?),?\s*\};", (server.WEB / "relupath.js").read_text(encoding="utf-8"), re.DOTALL
+    )
+    on_the_page = json.loads(re.sub(r"(\w+):", r'"\1":', script[1]) + "}")
+    assert on_the_page == {"ask": ""} | {name: json.loads(default) for name, default in described.items() if default}
+    del described["ask"]
+    usual = json.loads(json.dumps(vars(Question("")) | {"path": [], "numbers": {}}))
+    assert {name: json.loads(default) for name, default in described.items()} == {
+        name: usual[name] for name in described
+    }
+    said = {name: what for name, _, what in rows}
+    assert all(f"`{name}` up to {most}" in said["numbers"] for name, most in MOST.items())
+    assert all(f"`{name}`" in said["search"] for name in plans.SEARCHES)
+    assert all(f"`{name}`" in said["partition"] for name in plans.PARTITIONS)
+    assert f"1 to {WIDEST}" in said["width"]
