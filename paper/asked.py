@@ -38,7 +38,7 @@ def given(options: argparse.Namespace) -> Asked:
     """The classifier and the pictures."""
     classifier = models.load(options.model, options.weights, options.labels)
     if options.photos is None:
-        return classifier, [scene(FIRST + number) for number in range(options.count)]
+        return classifier, [images.scene(FIRST + number) for number in range(options.count)]
     found = files.pictures(options.photos)
     count = min(options.count, len(found))
     return classifier, [images.read(found[number * len(found) // count]) for number in range(count)]
@@ -80,11 +80,6 @@ def task(options: argparse.Namespace) -> Task:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).tolist()[: options.count]
     names = [f"{cifar10.CLASSES[labels[n]]} {n}" for n in order]
     return Task("the authors' network on CIFAR-10", model, names, lambda n: x[order[n]])
-
-
-def scene(seed: int) -> images.Picture:
-    """A scene of creatures as a picture."""
-    return images.Picture(Image.fromarray(creatures.draw(seed).image), f"scene {seed}")
 
 
 def rounded(numbers: Any) -> Any:

@@ -30,6 +30,7 @@ from relupath import (
     decompose,
     explorer,
     find_paths,
+    images,
     linear_model,
     locations,
     logit,
@@ -40,7 +41,7 @@ from relupath._asked import _EXPECTED, FORMAT, MOST, WIDEST, Question
 from relupath._shelf import TREES
 from relupath.creatures import draw
 from relupath.errors import RelupathError
-from relupath.explorer import Explorer, Names, scene
+from relupath.explorer import Explorer, Names
 from relupath.images import Picture
 from relupath.models import Classifier, load
 from relupath.runs import shares
@@ -293,7 +294,7 @@ def test_the_python_lines_of_an_answer_give_its_numbers(keys, on, creatures_aske
 @pytest.fixture(scope="module")
 def creatures_asked():
     one = Explorer(load("creatures"))
-    return one, one.add(*scene(1_000_007))
+    return one, one.add(images.scene(1_000_007), "relupath.images.scene(1000007)")
 
 
 def test_the_python_lines_read_the_photo_and_carry_on_as_the_page_did(tmp_path, asked):

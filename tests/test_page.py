@@ -13,7 +13,6 @@ import torch
 
 import relupath
 from relupath import channels, contrast, decompose, freeze, logit
-from relupath.explorer import scene
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -84,7 +83,7 @@ def visit(browser, address):
 @pytest.fixture(scope="module")
 def frozen():
     classifier = relupath.models.load("creatures")
-    return freeze(classifier.model, classifier.prepare(scene(SEED)[0].image)[None])
+    return freeze(classifier.model, classifier.prepare(relupath.images.scene(SEED).image)[None])
 
 
 def idle(page):
@@ -189,7 +188,7 @@ def test_keys_jumps_and_settings(visit, frozen):
     shares, *_ = column(page, 1)
     assert len([key for key in shares if re.search(r"\[y\d+,x\d+\]", key)]) == 3
     before = page.locator(".strip canvas").first.evaluate("c => c.toDataURL()")
-    page.get_by_text("Colours").click()
+    page.get_by_text("Colours", exact=True).click()
     page.get_by_label("colours").select_option("PuOr")
     page.wait_for_timeout(200)
     assert page.locator(".strip canvas").first.evaluate("c => c.toDataURL()") != before

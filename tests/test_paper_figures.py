@@ -11,7 +11,7 @@ import asked
 import figure1
 import figure2
 import figure3
-from relupath import creatures, models, neurons
+from relupath import creatures, images, models, neurons
 from relupath.elsewhere import elsewhere
 
 EXPECTED = Path(__file__).parents[1] / "paper" / "expected"
@@ -25,7 +25,7 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [asked.scene(asked.FIRST + number) for number in range(FEW)]
+    return [images.scene(asked.FIRST + number) for number in range(FEW)]
 
 
 def expected(name):
@@ -121,7 +121,7 @@ def test_thin_paths_show_more_than_deep_ones():
 def test_the_scripts_run_on_pictures_of_ones_own(script, tmp_path, monkeypatch, unchecked):
     count = 3 if script is figure1 else 1
     for number in range(count):
-        asked.scene(number).image.save(tmp_path / f"{number}.png")
+        images.scene(number).image.save(tmp_path / f"{number}.png")
     output = tmp_path / "figure1.png" if script is figure1 else tmp_path / "drawn"
     words = ["--photos", tmp_path, "--count", count, "--json", tmp_path / "found.json", "--output", output]
     monkeypatch.setattr(sys, "argv", ["figure", *map(str, words)])

@@ -15,13 +15,13 @@ from torch import Tensor
 from ._frozen import Frozen
 from ._node import Node
 from ._paths import Path
-from .errors import InputError
+from .errors import RelupathError
 
 TREES = 64
 """How many trees and searches of one recording are kept."""
 
 
-class PictureGone(InputError, LookupError):
+class PictureGone(RelupathError, LookupError):
     """The picture is not held, or not any longer."""
 
 

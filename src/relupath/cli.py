@@ -306,10 +306,8 @@ def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str
 
 def _scene(options: dict[str, Any]) -> tuple[Picture, str]:
     """The scene that is drawn, and the Python expression that draws it."""
-    drawn: tuple[Picture, str] = import_module(".explorer", __package__).scene(
-        SCENE if options["scene"] is None else options["scene"]
-    )
-    return drawn
+    seed = SCENE if options["scene"] is None else options["scene"]
+    return relupath.images.scene(seed), f"relupath.images.scene({seed})"
 
 
 def _refuse_overwriting(output: Path, photos: Sequence[Path], what: str = "figure") -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from . import _wire, creatures, plans
+from . import _wire, plans
 from ._ablate import ablate
 from ._asked import FORMAT, Question
 from ._bias import bias_sources
@@ -27,7 +27,7 @@ from ._shelf import Held, Recording, Shelf, Tree
 from ._targets import Target, contrast, logit
 from .errors import InputError, PathError, UsageError
 from .explanations import Score
-from .images import Picture
+from .images import Picture, scene
 from .models import Classifier
 from .origins import origins
 from .runs import Named, choose_classes, layers_named, record, score_of, shares, shown
@@ -180,8 +180,7 @@ class Explorer:
     def _scene(self, question: Question) -> dict[str, Any]:
         if self.classifier is None or self.classifier.name != "creatures":
             raise UsageError("scenes are drawn for the model creatures only")
-        picture, code = scene(question.seed)
-        return {"picture": self.add(picture, code)}
+        return {"picture": self.add(scene(question.seed), f"relupath.images.scene({question.seed})")}
 
     def _open(self, question: Question) -> dict[str, Any]:
         view = self._view(question)
@@ -225,10 +224,9 @@ class Explorer:
         return {"rows": self._rows(view, self._path(view))}
 
     def _paths(self, question: Question) -> dict[str, Any]:
-        view = self._view(question)
-        tree = self._found(view)
-        assert tree.answer is not None
-        return tree.answer
+        found = self._found(self._view(question)).answer
+        assert found is not None
+        return found
 
     def _cut(self, question: Question) -> dict[str, Any]:
         view = self._view(question)
@@ -256,16 +254,10 @@ class Explorer:
 
     def _rows(self, view: _View, path: Path) -> list[dict[str, Any]]:
         """A path's linear model for the target, the other class and their contrast."""
-        frozen, rows = view.frozen, []
-        for role, target in zip(ROLES, view.functionals[:2], strict=False):
-            model = linear_model(frozen, target, path)
-            weight = model.weight[0] if isinstance(model.weight, tuple) else model.weight
-            rows.append((role, float(model.value[0]), float(model.bias[0]), (weight * frozen.inputs[0].output)[0]))
-        (_, value, bias, one), (_, other, less, two) = rows
-        rows.append(("contrast", value - other, bias - less, one - two))
+        one, other = (_told(view.frozen, target, path) for target in view.functionals[:2])
         return [
-            {"role": role, "value": v, "weight_part": v - b, "bias": b, "map": _wire.map_of([m], self.side)}
-            for role, v, b, m in rows
+            {"role": role, "value": v, "weight_part": v - b, "bias": b, "map": _wire.map_of(m, self.side)}
+            for role, (v, b, m) in zip(ROLES, (one, other, _difference(one, other)), strict=True)
         ]
 
     def _path(self, view: _View) -> Path:
@@ -335,10 +327,7 @@ class Explorer:
 
     def _share(self, view: _View, path: Path) -> dict[str, Any]:
         """A found path, as a node is told."""
-        model = linear_model(view.frozen, view.functional, path)
-        weight = model.weight[0] if isinstance(model.weight, tuple) else model.weight
-        contribution = ((weight * view.frozen.inputs[0].output)[0],)
-        node = Node("path", path, float(model.value[0]), float(model.bias[0]), contribution)
+        node = Node("path", path, *_told(view.frozen, view.functional, path))
         return _wire.node_of(node, None, self.side) | {"key": str(path), "name": str(path.steps[0])}
 
     def _record(self, x: Float[Tensor, "..."]) -> Frozen:
@@ -359,13 +348,6 @@ _ANSWERS: dict[str, Callable[[Explorer, Question], dict[str, Any]]] = {
 }
 
 
-def scene(seed: int) -> tuple[Picture, str]:
-    """A drawn scene, and the Python expression that draws it."""
-    picture = Picture(Image.fromarray(creatures.draw(seed).image), f"scene {seed}")
-    drawn = f"relupath.creatures.draw({seed}).image"
-    return picture, f"relupath.images.Picture(__import__('PIL.Image').Image.fromarray({drawn}), 'scene {seed}')"
-
-
 def _walk(root: Node | None, keys: Sequence[str]) -> tuple[Node, Node | None]:
     """The node at the end of a way down a tree, and its parent.
 
@@ -382,17 +364,31 @@ def _walk(root: Node | None, keys: Sequence[str]) -> tuple[Node, Node | None]:
     return node, above
 
 
+Told = tuple[float, float, tuple[Tensor, ...]]
+"""Value and bias of a linear model, and what every input element adds."""
+
+
+def _told(frozen: Frozen, target: Target, path: Path) -> Told:
+    """The linear model of a path, at the one input."""
+    model = linear_model(frozen, target, path)
+    weights = model.weight if isinstance(model.weight, tuple) else (model.weight,)
+    terms = tuple((w * x.output)[0] for w, x in zip(weights, frozen.inputs, strict=True))
+    return float(model.value[0]), float(model.bias[0]), terms
+
+
+def _difference(one: Told, other: Told) -> Told:
+    return one[0] - other[0], one[1] - other[1], tuple(a - b for a, b in zip(one[2], other[2], strict=True))
+
+
 def _searched(question: Question) -> tuple[Any, ...]:
     return question.search, *sorted(question.numbers.items())
 
 
 def _code(target: Target) -> str:
     """The Python expression of a target."""
-    return (
-        f"relupath.logit({target.plus})"
-        if target.minus is None
-        else f"relupath.contrast({target.plus}, {target.minus})"
-    )
+    if target.minus is None:
+        return f"relupath.logit({target.plus})"
+    return f"relupath.contrast({target.plus}, {target.minus})"
 
 
 def _guessed(x: Float[Tensor, "..."]) -> Image.Image | None:

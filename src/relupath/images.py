@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from . import creatures
 from .errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -35,6 +36,11 @@ def noise(size: int = 256) -> Picture:
     """A picture of independent random colours, the same each time."""
     pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return Picture(Image.fromarray(pixels), "noise", ("no photo was given: the picture is noise",))
+
+
+def scene(seed: int) -> Picture:
+    """A drawn scene of creatures."""
+    return Picture(Image.fromarray(creatures.draw(seed).image), f"scene {seed}")
 
 
 def read(path: str | Path) -> Picture:
