@@ -189,7 +189,7 @@ def test_keys_jumps_and_settings(visit, frozen):
     assert len([key for key in shares if re.search(r"\[y\d+,x\d+\]", key)]) == 3
     before = page.locator(".strip canvas").first.evaluate("c => c.toDataURL()")
     page.get_by_text("Colours", exact=True).click()
-    page.get_by_label("colours").select_option("PuOr")
+    page.get_by_label("colours", exact=True).select_option("PuOr")
     page.wait_for_timeout(200)
     assert page.locator(".strip canvas").first.evaluate("c => c.toDataURL()") != before
 
