@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._paths import Path, Step
     from ._search import Beam, BestFirst, Exact, Greedy, Mass, Selective, find_paths
     from ._targets import contrast, logit
+    from .widget import explore
 
 _HOME = {
     "Beam": "_search", "BestFirst": "_search", "Exact": "_search", "Frozen": "_frozen", "Greedy": "_search",
@@ -36,8 +37,8 @@ _HOME = {
     "path_mass": "_mass", "plausible": "_ablate",
 }  # fmt: skip
 _MODULES = ("creatures", "draw", "errors", "images", "models", "reach")
-_INNER = ("bridges", "explorer", "metrics", "plans", "report", "runs", "server")
-_BESIDE = {"freeze_each": "_freeze"}
+_INNER = ("bridges", "explorer", "metrics", "plans", "report", "runs", "server", "widget")
+_BESIDE = {"explore": "widget", "freeze_each": "_freeze"}
 
 __version__ = version("relupath")
 __all__ = sorted([*_HOME, *_MODULES])
