@@ -704,7 +704,8 @@ class RelupathView extends HTMLElement {
     p.low.textContent = alone(-group.end);
     p.high.textContent = `+${alone(group.end)}`;
     const shape = group.members[0]?.map.shape ?? [1, 1], grain = grainOf(shape, this.state.grain);
-    p.clipped.textContent = `${grain === 1 ? "a pixel" : `${grain} \u00d7 ${grain} pixels`}, clipped at the ${this.state.clip}th percentile`;
+    const side = grain * Math.ceil((this.opened?.picture.image?.shape[0] ?? shape[0]) / shape[0]);
+    p.clipped.textContent = `${side === 1 ? "a pixel" : `${side} \u00d7 ${side} pixels`}, clipped at the ${this.state.clip}th percentile`;
   }
 
   /** From the decision to the path that is chosen. */
