@@ -19,16 +19,27 @@ def attributes(module: nn.Module) -> list[tuple[str, Tensor]]:
     """The tensors that are plain attributes of a module itself, or stand in a list, tuple or dictionary that is one."""
     found = []
     for name, value in vars(module).items():
+        if name in _EVERY:
+            continue
         if isinstance(value, Tensor):
             found.append((name, value))
-        elif isinstance(value, dict | list | tuple) and name not in ("_parameters", "_buffers", "_modules"):
+        elif isinstance(value, _NESTS):
             items = value.items() if isinstance(value, dict) else enumerate(value)
             found += [(f"{name}.{key}", t) for key, t in items if isinstance(t, Tensor)]
     return found
 
 
+_EVERY = frozenset(vars(nn.Module()))
+"""What every module has: its parameters, buffers, modules and hooks."""
+
+_NESTS = (dict, list, tuple)
+
+
 class Belongings:
     """The parameters, buffers and plain tensor attributes of modules.
+
+    Attributes:
+        tensors: each with its name and how often something had written to it.
 
     Args:
         paths: the modules with their paths.
@@ -41,8 +52,8 @@ class Belongings:
             for module, path in paths.items()
             for name, t in tensors(module)
         ]
-        self._tensors = [(name, t, version_of(t)) for name, t in named]
-        dense = [(name, t) for name, t, _ in self._tensors if t.layout == torch.strided and t.numel()]
+        self.tensors = [(name, t, version_of(t)) for name, t in named]
+        dense = [(name, t) for name, t in named if t.layout == torch.strided and t.numel()]
         self._addresses = {t.data_ptr(): name for name, t in dense}
         self._storages = {storage_of(t): name for name, t in dense}
 
@@ -56,4 +67,4 @@ class Belongings:
 
     def overwritten(self) -> list[str]:
         """The names of the tensors to which something wrote since."""
-        return [name for name, t, version in self._tensors if version_of(t) != version]
+        return [name for name, t, version in self.tensors if version_of(t) != version]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, lru_cache
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,10 @@ def replaced(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return {key: replaced(item, change) for key, item in value.items()}
     if not isinstance(value, _NESTS):
         return value
-    items = [replaced(item, change) if isinstance(item, _REPLACED) else item for item in value]
+    items = [
+        change(item) if isinstance(item, Tensor) else replaced(item, change) if isinstance(item, _NESTS) else item
+        for item in value
+    ]
     if isinstance(value, list):
         return items
     return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
@@ -88,10 +91,35 @@ def copied(value: Any) -> Any:
 
 
 _NESTS = (tuple, list, dict)
-_REPLACED = (Tensor, *_NESTS)
 
 
-@dataclass(eq=False)
+class Traits(NamedTuple):
+    """What a function's name and schema say of all its calls.
+
+    Attributes:
+        name: its plain name, such as ``relu``; operators and in-place forms lose their underscores.
+        writes: whether its name says that it writes to its first tensor argument.
+        writes_by_schema: whether it is an operator that writes to some argument, other than torch's own in-place forms.
+    """
+
+    name: str
+    writes: bool
+    writes_by_schema: bool
+
+
+@lru_cache(256)
+def _traits(func: Callable[..., Any]) -> Traits:
+    name = getattr(func, "__name__", "")
+    ours = (getattr(func, "__module__", None) or "torch").partition(".")[0] == "torch"
+    writes = name in WRITERS if name.startswith("__") else ours and name.endswith("_")
+    overload = getattr(func, "default", func)
+    schema = overload._schema if isinstance(overload, torch._ops.OpOverload) else None
+    by_schema = schema is not None and schema.is_mutable
+    if schema is not None and schema.name.startswith("aten::") and schema.name.endswith("_"):
+        by_schema = False
+    return Traits(str(name or func).strip("_"), writes, by_schema)
+
+
 class Call:
     """One call of a torch function; the tensors that require grad are its signals.
 
@@ -100,12 +128,23 @@ class Call:
         args: its positional arguments.
         kwargs: its keyword arguments.
         carry: which factor of a product of two signals carries on: ``first``, ``second``, ``half``, or None (refuse).
+        tensors: every tensor argument, as often as it is passed.
     """
 
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    carry: str | None = None
+    __slots__ = ("_signals", "_traits", "args", "carry", "func", "kwargs", "tensors")
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        carry: str | None = None,
+        tensors: list[Tensor] | None = None,
+    ) -> None:
+        self.func, self.args, self.kwargs, self.carry = func, args, kwargs, carry
+        self.tensors = leaves(args) + leaves(kwargs) if tensors is None else tensors
+        self._signals: list[Tensor] | None = None
+        self._traits = _traits(func)
 
     def __call__(self) -> Any:
         """Run the function; one that returns nothing (item assignment) yields the tensor it wrote to."""
@@ -115,17 +154,14 @@ class Call:
     @property
     def name(self) -> str:
         """The function's plain name, such as ``relu``; operators and in-place forms lose their underscores."""
-        return str(getattr(self.func, "__name__", self.func)).strip("_")
+        return self._traits.name
 
-    @cached_property
-    def tensors(self) -> list[Tensor]:
-        """Every tensor argument, as often as it is passed."""
-        return leaves((self.args, self.kwargs))
-
-    @cached_property
+    @property
     def signals(self) -> list[Tensor]:
         """Every argument that depends on the input, as often as it is passed."""
-        return [t for t in self.tensors if t.requires_grad]
+        if self._signals is None:
+            self._signals = [t for t in self.tensors if t.requires_grad]
+        return self._signals
 
     @property
     def first(self) -> Tensor:
@@ -135,22 +171,13 @@ class Call:
     @property
     def writes_by_schema(self) -> bool:
         """Whether the function is an operator that writes to some argument, other than torch's own in-place forms."""
-        operator = getattr(self.func, "default", self.func)
-        if not isinstance(operator, torch._ops.OpOverload) or not operator._schema.is_mutable:
-            return False
-        name: str = operator._schema.name
-        return not (name.startswith("aten::") and name.endswith("_"))
+        return self._traits.writes_by_schema
 
     @property
     def mutates(self) -> bool:
         """Whether the call writes to its first tensor argument."""
-        name = getattr(self.func, "__name__", "")
-        if name.startswith("__"):
-            return name in WRITERS
-        ours = (getattr(self.func, "__module__", None) or "torch").partition(".")[0] == "torch"
-        return (ours and name.endswith("_")) or bool(
-            self.argument(INPLACE_POSITION.get(self.func, len(self.args)), "inplace")
-        )
+        position = INPLACE_POSITION.get(self.func, len(self.args))
+        return self._traits.writes or bool(self.argument(position, "inplace"))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """The argument at that position or of that name."""
@@ -158,7 +185,16 @@ class Call:
 
     def on(self, change: Callable[[Tensor], Tensor]) -> Call:
         """The same call on changed tensors."""
-        return Call(self.func, replaced(self.args, change), replaced(self.kwargs, change), self.carry)
+        tensors = [change(t) for t in self.tensors]
+        if all(map(operator.is_, tensors, self.tensors)):
+            return self
+        changed = iter(tensors)
+
+        def following(_: Tensor) -> Tensor:
+            return next(changed)
+
+        args, kwargs = replaced(self.args, following), replaced(self.kwargs, following)
+        return Call(self.func, args, kwargs, self.carry, tensors)
 
     def out_of_place(self) -> Call:
         """The same operation, writing to none of its arguments."""

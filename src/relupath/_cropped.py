@@ -72,8 +72,7 @@ def _relu(node: Any, crops: Crops, wanted: Channels) -> Pulled:
 
 
 def _slope(node: Any, crops: Crops, wanted: Channels) -> Pulled:
-    (slope,) = node.saved_tensors
-    return [crops.with_values(crops.values * crops.take(slope).to(crops.values.dtype))]
+    return [crops.with_values(crops.values * crops.take(node.slope).to(crops.values.dtype))]
 
 
 def _elementwise(node: Any, crops: Crops, wanted: Channels) -> Pulled:

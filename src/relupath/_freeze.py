@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from ._belongings import Belongings
 from ._calls import copied
 from ._choices import Choices
 from ._frozen import Frozen
@@ -188,7 +189,7 @@ class _Run:
     def plain(self) -> Any:
         """The explained output, as the model gives it by itself."""
         args, kwargs = copied((self.args, self.kwargs))
-        with torch.no_grad(), kept(self.modules, self.surroundings):
+        with torch.no_grad(), kept(self.modules, Belongings(self.modules), self.surroundings):
             raw = self.model(*args, **kwargs)
             return raw if self.output is None else self.output(raw)
 
@@ -198,7 +199,7 @@ class _Run:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            kept(self.modules, self.surroundings),
+            kept(self.modules, recorder.own, self.surroundings),
             recorder.recording(),
         ):
             if not choices.inputs:

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ._calls import HOMES, Call, inside, written
+from ._calls import HOMES, Call, inside, replaced, written
 from ._marks import mark_of
 from ._saved import Need
 from ._scales import (
@@ -115,11 +116,10 @@ def _batch_norm(call: Call) -> Straight:
     if len(call.signals) > 1 or not h.requires_grad:
         raise NotAffine("its statistics or weights depend on the input")
     mean, var, weight, bias = *statistics, call.argument(3, "weight"), call.argument(4, "bias")
-    scale = torch.rsqrt(var + call.argument(7, "eps", 1e-5))
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
     with torch.no_grad():
-        y = call()
+        y, scale = call(), (var + call.argument(7, "eps", 1e-5)).rsqrt_()
+        scale = scale if weight is None else scale * weight
+        shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
     shape = (-1, *[1] * (h.ndim - 2))
     return Straight(WithSlope.apply(h, (y,), scale.view(shape)), shift.view(shape))
 
@@ -174,16 +174,37 @@ def _gate(call: Call) -> Straight:
     h, pure = call.first, call.out_of_place()
     if h.is_complex():
         raise NotAffine("it bends complex numbers")
-    zero = h.detach().new_zeros(1).requires_grad_()
-    start = pure.on(lambda t: zero if t is h else t)()
-    (limit,) = torch.autograd.grad(start, zero)
     with torch.no_grad():
-        y, start = pure(), start.detach()
+        y = pure()
+        start, limit = _at_zero(pure, y.dtype)
         if start:
             slope = torch.where(h.abs() <= torch.finfo(h.dtype).eps ** 0.5, limit, (y - start) / h)
         else:
-            slope = (y / h).masked_fill_(h == 0, limit[0])
-    return Straight(written(call, WithSlope.apply(h, (y,), slope)), start if start else None)
+            slope = y / h
+            if slope.sum().isnan():  # 0 / 0; a sum is read faster than h is compared
+                slope.masked_fill_(h == 0, limit)
+    return Straight(written(call, WithSlope.apply(h, (y,), slope)), y.new_full((1,), start) if start else None)
+
+
+def _at_zero(call: Call, dtype: torch.dtype) -> tuple[float, float]:
+    """f(0) and f'(0) of an elementwise function f; asked once where everything but h is a plain setting."""
+    h = call.first
+    args, kwargs = (replaced(part, lambda t: _HERE if t is h else t) for part in (call.args, call.kwargs))
+    ask = _value_and_slope if len(call.tensors) == 1 else _value_and_slope.__wrapped__
+    return ask(call.func, args, tuple(kwargs.items()), (h.dtype, h.device, dtype))
+
+
+@lru_cache(256)
+def _value_and_slope(func: Callable[..., Tensor], args: Any, kwargs: Any, form: Any) -> tuple[float, float]:
+    zero = torch.zeros(1, dtype=form[0], device=form[1], requires_grad=True)
+    args, kwargs = replaced((args, kwargs), lambda t: zero if t is _HERE else t)
+    with torch.enable_grad():
+        start = func(*args, **dict(kwargs))
+        (limit,) = torch.autograd.grad(start, zero)
+    return float(start), float(limit)
+
+
+_HERE = torch.empty(0)
 
 
 def _from_inside(call: Call) -> Any:
@@ -321,6 +342,11 @@ NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("number", _number), "detach_ backward item tolist numpy __float__ __array__ __dlpack__"),
 )
 
+_QUESTIONS = (
+    "shape ndim dtype device layout requires_grad is_cuda is_cpu is_meta is_mps is_sparse is_nested is_quantized"
+)
+_ASKED = "dim ndimension size numel nelement stride is_floating_point is_complex is_contiguous get_device element_size"
+
 TABLE: dict[Callable[..., Any], Rule] = {
     getattr(home, name): rule
     for rule, names in NAMES
@@ -335,6 +361,12 @@ for _other in (torch.batch_norm, torch.instance_norm):  # another order of argum
 TABLE[torch.autograd.grad] = TABLE[torch.autograd.backward] = Rule("number", _number)
 TABLE[torch.Tensor.data.__get__] = Rule("affine", _seen_through)  # type: ignore[attr-defined]
 TABLE[torch.Tensor.data.__set__] = Rule("refused", _assigned)  # type: ignore[attr-defined]
+
+FORMS = frozenset(
+    [getattr(torch.Tensor, name).__get__ for name in _QUESTIONS.split()]
+    + [getattr(home, name) for name in _ASKED.split() for home in (torch, torch.Tensor) if hasattr(home, name)]
+)
+"""What asks for a tensor's form alone, or whether it depends on the input: no values are looked at."""
 
 
 def rule_of(call: Call) -> Rule:

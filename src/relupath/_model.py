@@ -14,12 +14,12 @@ from typing import Any
 import torch
 import torch.fx
 import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import nn
 from torch.backends import mha
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from ._belongings import attributes, own_tensors
+from ._belongings import Belongings, own_tensors
 from ._calls import leaves, version_of
 from .errors import ModelError, TrainingModeError, UnsupportedOperation
 
@@ -32,9 +32,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def refuse_unusable(modules: Mapping[nn.Module, str]) -> None:
-    if any(is_lazy(t) for module in modules for _, t in own_tensors(module)):
+    own = [t for module in modules for _, t in own_tensors(module)]
+    if any(map(is_lazy, own)):
         raise ModelError("the model has parameters without a shape (lazy modules): run it once on an input first")
-    if any(t.is_inference() for module in modules for _, t in own_tensors(module)):
+    if any(t.is_inference() for t in own):
         raise ModelError("the model was built under torch.inference_mode(), where it has no derivatives")
     for module, name in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
@@ -86,14 +87,15 @@ class Surroundings:
 
 
 @contextmanager
-def kept(modules: Iterable[nn.Module], surroundings: Surroundings) -> Iterator[None]:
+def kept(modules: Iterable[nn.Module], own: Belongings, surroundings: Surroundings) -> Iterator[None]:
     """Suspend backward hooks, compiling, checkpointing; undo what a forward does to attributes, buffers, randomness."""
     places = [module.__dict__ for module in modules]
     places += [place[key] for place in places for key in ("_parameters", "_buffers", "_modules")]
     cache: dict[Any, Any] = parametrize._cache
     before = [(place, dict(place)) for place in [*places, cache] if isinstance(place, dict)]
     cache.clear()
-    values = [(t, version_of(t), t.detach().clone()) for t in _small(modules)]
+    with torch.no_grad():
+        values = [(t, version_of(t), t.clone()) for _, t, _ in own.tensors if not isinstance(t, nn.Parameter)]
     for module in modules:
         hooks = [key for key in ("_backward_hooks", "_backward_pre_hooks") if getattr(module, key)]
         module.__dict__.update({key: OrderedDict() for key in hooks})
@@ -103,18 +105,14 @@ def kept(modules: Iterable[nn.Module], surroundings: Surroundings) -> Iterator[N
             yield
     finally:
         for place, kept in before:
+            if not (place or kept):
+                continue
             if list(place) != list(kept) or any(map(operator.is_not, place.values(), kept.values())):
                 place.clear()
                 place.update(kept)
         for t, version, value in values:
             if version_of(t) != version:
                 t.data.copy_(value)
-
-
-def _small(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
-    """What a forward may write to: the modules' tensors that are no parameters."""
-    for module in modules:
-        yield from (t for _, t in own_tensors(module) + attributes(module) if not isinstance(t, nn.Parameter))
 
 
 @contextmanager

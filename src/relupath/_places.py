@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -54,9 +55,9 @@ def place(operation: str, module: str, where: str) -> str:
 def line() -> str:
     """The line of the user's code that is running, such as ``model.py:12``."""
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+    while frame is not None and _INNER[frame.f_globals.get("__name__", "")]:
         frame = frame.f_back
-    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else ""
+    return f"{_basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else ""
 
 
 def line_of(node: Any) -> str:
@@ -74,7 +75,7 @@ def origin(error: BaseException, modules: Mapping[nn.Module, str]) -> tuple[str,
         frame, last, trace = trace.tb_frame, trace.tb_lineno, trace.tb_next
         owner = frame.f_locals.get("self")
         path = modules.get(owner, path) if isinstance(owner, nn.Module) else path
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in _OURS:
+        if not _INNER[frame.f_globals.get("__name__", "")]:
             where = f"{os.path.basename(frame.f_code.co_filename)}:{last}"
     return path, where
 
@@ -93,4 +94,15 @@ def refusal(where: str, reason: str) -> UnsupportedOperation:
 
 
 _OURS = (__name__.partition(".")[0], "torch", "functorch", "jaxtyping", "beartype")
+
+
+class _Inner(dict[str, bool]):
+    """Whether a module is not the user's, by its name."""
+
+    def __missing__(self, module: str) -> bool:
+        return self.setdefault(module, module.partition(".")[0] in _OURS)
+
+
+_INNER = _Inner()
+_basename = lru_cache(256)(os.path.basename)
 _FRAME = re.compile(r'\s*File "(.*?)", line (\d+)')

@@ -70,7 +70,7 @@ class ConstantRecorder(Recorder):
             read = plain.tensors[overwritten : 1 if rule.pattern else None]
             read += [plain.first._base] if plain.mutates and plain.first._base is not None else []
             foreign = [t for t in read if not t.requires_grad and mark_of(t) is None and t.layout == torch.strided]
-            met: list[Tensor | float] = [t.clone() for t in foreign if self._own.holder(t) is None]
+            met: list[Tensor | float] = [t.clone() for t in foreign if self.own.holder(t) is None]
             met += _numbers((call.args, call.kwargs))
             self.constants.append((place(call.name, self._path, line()), met))
         return super()._dependent(call, plain, rule, marks)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ._belongings import Belongings
 from ._calls import Call, leaves, storage_of
 from ._choices import Choices
-from ._gates import Rule, rule_of
+from ._gates import FORMS, Rule, rule_of
 from ._known import Known
 from ._marks import Mark, carrying, gating, mark_of, marked, ranked
 from ._noted import NotedLayers
@@ -54,7 +55,7 @@ class Recorder(TorchFunctionMode):
         self._looked_up: set[int] = set()
         self.choices = choices
         self._paths = paths
-        self._own = Belongings(paths)
+        self.own = Belongings(paths)
         self._stack: list[tuple[nn.Module, str]] = []
         self._calls: Counter[str] = Counter()
         self._known = Known()
@@ -95,7 +96,7 @@ class Recorder(TorchFunctionMode):
                 hook.remove()
             self._known.clear()
             self.layers.forget_tensors()
-        for name in self._own.overwritten():
+        for name in self.own.overwritten():
             raise self._write_to(name, "an operation that could not be seen")
         for name in self.layers.overwritten():
             raise self._refusal("an in-place operation", f"it overwrote the output of layer {name!r} unseen")
@@ -117,14 +118,14 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one function: plainly on constants, by its rule on signals."""
+        if func in FORMS:
+            return func(*args, **(kwargs or {}))
         if kwargs and isinstance(kwargs.get("out"), Tensor) and not isinstance(func, torch._ops.OpOverload):
             rest = {key: value for key, value in kwargs.items() if key != "out"}
             written = self.__torch_function__(func, types, args, rest)
             self.__torch_function__(torch.Tensor.copy_, types, (kwargs["out"], written))
             return kwargs["out"]
         call = Call(func, args, kwargs or {}, self.choices.carry)
-        if func == _REQUIRES_GRAD:  # of gates and bent tensors too: they depend on the input
-            return func(*args)
         rule = rule_of(call)
         mutates = call.mutates
         if mutates:
@@ -153,10 +154,10 @@ class Recorder(TorchFunctionMode):
 
     def _straight(self, call: Call, rule: Rule, marks: Sequence[Mark]) -> Any:
         """Run a call on signals by its rule; where it has none that is exact, its output is bent."""
-        bent = next((mark.refusal for mark in marks if mark.kind == "bent"), None)
+        bent = next((mark.refusal for mark in marks if mark.kind == "bent"), None) if marks else None
         if bent is not None and not rule.absorbs:
             return self._bend(call, rule, bent)
-        if not (rule.scales or rule.kind in ("gate", "scale") or all(mark.constant for mark in marks)):
+        if marks and not (rule.scales or rule.kind in ("gate", "scale") or all(mark.constant for mark in marks)):
             return self._bend(call, rule, marks[0].refusal)
         try:
             to_view = call.mutates and call.first._is_view()
@@ -254,9 +255,9 @@ class Recorder(TorchFunctionMode):
         """Run a call by its rule; what its derivative does not need is not kept."""
         weight = call.argument(1, "weight") if rule.needs == "shape" else None
         whole = not call.first.requires_grad or (isinstance(weight, Tensor) and weight.requires_grad)
-        with self.savings.needing("values" if whole else rule.needs, call.first):
-            straight: Straight = rule.freeze(call)
-            return straight
+        need = "values" if whole else rule.needs
+        straight: Straight = self.savings.needing(need, call.first, partial(rule.freeze, call))
+        return straight
 
     def _rank(self, call: Call, rule: Rule) -> int:
         """How much of a gate comes out of a call."""
@@ -271,7 +272,8 @@ class Recorder(TorchFunctionMode):
         name = self._name_of_constant(call, self._path)
         for signal, c in zip(leaves(straight.output), leaves(straight.constant), strict=True):
             if signal.requires_grad:
-                own = c.detach() if self._own.holder(c) is not None or c.any() else c.new_zeros(()).expand(c.shape)
+                light = c.numel() < signal.numel() or self.own.holder(c) is not None or bool(c.any())
+                own = c.detach() if light else c.new_zeros(()).expand(c.shape)
                 self.sources.append(Source(name, len(self.layers), get_gradient_edge(signal), own))
 
     def _note(self, operation: str, kind: str) -> None:
@@ -340,7 +342,7 @@ class Recorder(TorchFunctionMode):
         """Refuse writes to the model; keep the values of recorded layers and of tensors saved for derivatives."""
         if not call.tensors:
             return
-        name, storage = self._own.holder(call.first), storage_of(call.first)
+        name, storage = self.own.holder(call.first), storage_of(call.first)
         if name is not None:
             raise self._write_to(name, call.name)
         self.layers.about_to_write(storage)
@@ -375,7 +377,7 @@ class Recorder(TorchFunctionMode):
         return self._stack[-1][1] if self._stack else ""
 
     def _name_of_constant(self, call: Call, path: str) -> str:
-        names = [self._own.name(t) for t in call.tensors if not t.requires_grad]
+        names = [self.own.name(t) for t in call.tensors if not t.requires_grad]
         found = [name for name in names if name is not None]
         return found[-1] if found and call.name not in ("batch_norm",) else f"{path}:{call.name}"
 
@@ -391,6 +393,3 @@ class Recorder(TorchFunctionMode):
 
 def _sort(value: Any) -> str:
     return "a tensor" if isinstance(value, Tensor) else type(value).__name__
-
-
-_REQUIRES_GRAD = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]

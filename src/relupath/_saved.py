@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Callable, Collection
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from ._calls import storage_of
 from .errors import ModelError
 
+T = TypeVar("T")
 Need = Literal["values", "signs", "shape"]
 """What a derivative reads of a kept tensor: its values; whether each is greater than 0; or its shape alone."""
 
@@ -59,7 +59,8 @@ class _Saved:
         """
         self._refuse_overwritten()
         if self.tensor.is_meta:
-            return torch.empty_like(self.tensor, device=self.device)
+            shape, stride = self.tensor.shape, self.tensor.stride()
+            return torch.empty_strided(shape, stride, dtype=self.dtype, device=self.device)
         if self.least is not None:
             return self.tensor.to(self.dtype, copy=True).add_(self.least.to(self.dtype))
         return self.tensor.to(self.dtype)
@@ -84,12 +85,11 @@ class Savings:
         self._by_storage: dict[int, list[weakref.ref[_Saved]]] = {}
         self._running: tuple[Need, Tensor | None] = "values", None
 
-    @contextmanager
-    def needing(self, need: Need, of: Tensor) -> Iterator[None]:
-        """Say what the derivative of the operation that runs inside needs: of all it keeps, or the shape of one."""
+    def needing(self, need: Need, of: Tensor, run: Callable[[], T]) -> T:
+        """Run an operation whose derivative needs that much: of all it keeps, or the shape of one."""
         before, self._running = self._running, (need, of)
         try:
-            yield
+            return run()
         finally:
             self._running = before
 

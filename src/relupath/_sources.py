@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import torch
 from jaxtyping import Inexact
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
@@ -106,8 +105,9 @@ def sum_and_size(gradient: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
 
     The gradient is first summed along axes where the constant repeats.
     """
-    constant = constant[(None,) * (gradient.ndim - constant.ndim)]
+    if constant.ndim < gradient.ndim:
+        constant = constant[(None,) * (gradient.ndim - constant.ndim)]
     repeats = [axis for axis, size in enumerate(constant.shape) if size == 1 < gradient.shape[axis]]
     summed = gradient.sum(repeats, keepdim=True) if repeats else gradient
-    factors = summed.flatten(), constant.to(summed.dtype).flatten()
-    return torch.vdot(*factors).real, torch.dot(*(factor.abs() for factor in factors))
+    product = summed.conj() * constant.to(summed.dtype)
+    return product.sum().real, product.abs().sum()

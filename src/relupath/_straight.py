@@ -32,13 +32,12 @@ class WithSlope(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, y: tuple[Tensor], slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
+        ctx.slope = slope  # the rule's own, which nobody else writes to
         return y[0]  # in a tuple, so that autograd does not take it for a view of an argument
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return grads[0] * slope.to(grads[0].dtype), None, None
+        return grads[0] * ctx.slope.to(grads[0].dtype), None, None
 
 
 class Centred(torch.autograd.Function):
@@ -52,18 +51,17 @@ class Centred(torch.autograd.Function):
         ctx: Any, h: Tensor, y: tuple[Tensor], scale: Tensor, weight: Tensor | None, axes: tuple[int, ...],
         groups: int | None,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(scale, weight)
-        ctx.axes, ctx.groups = axes, groups
+        ctx.save_for_backward(weight)
+        ctx.scale, ctx.axes, ctx.groups = scale, axes, groups
         return y[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scale, weight = ctx.saved_tensors
-        (g,) = grads
+        (weight,), (g,) = ctx.saved_tensors, grads
         scaled = g * (1 if weight is None else weight.to(g.dtype))
         if ctx.groups is not None:
             scaled = scaled.reshape(len(scaled), ctx.groups, -1, *scaled.shape[2:])
-        scaled.mul_(scale.to(g.dtype))
+        scaled.mul_(ctx.scale.to(g.dtype))
         return (scaled.sub_(scaled.mean(ctx.axes, keepdim=True)).reshape(g.shape), *[None] * 5)
 
 
