@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable
 from functools import cache, lru_cache
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ def leaves(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     found = []
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ():
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, _NESTS) else ():
         if isinstance(item, Tensor):
             found.append(item)
         elif isinstance(item, _NESTS):
@@ -93,22 +93,9 @@ def copied(value: Any) -> Any:
 _NESTS = (tuple, list, dict)
 
 
-class Traits(NamedTuple):
-    """What a function's name and schema say of all its calls.
-
-    Attributes:
-        name: its plain name, such as ``relu``; operators and in-place forms lose their underscores.
-        writes: whether its name says that it writes to its first tensor argument.
-        writes_by_schema: whether it is an operator that writes to some argument, other than torch's own in-place forms.
-    """
-
-    name: str
-    writes: bool
-    writes_by_schema: bool
-
-
 @lru_cache(256)
-def _traits(func: Callable[..., Any]) -> Traits:
+def _said_by(func: Callable[..., Any]) -> tuple[str, bool, bool]:
+    """A function's plain name, whether that says that it writes, and whether its schema says so."""
     name = getattr(func, "__name__", "")
     ours = (getattr(func, "__module__", None) or "torch").partition(".")[0] == "torch"
     writes = name in WRITERS if name.startswith("__") else ours and name.endswith("_")
@@ -117,7 +104,7 @@ def _traits(func: Callable[..., Any]) -> Traits:
     by_schema = schema is not None and schema.is_mutable
     if schema is not None and schema.name.startswith("aten::") and schema.name.endswith("_"):
         by_schema = False
-    return Traits(str(name or func).strip("_"), writes, by_schema)
+    return str(name or func).strip("_"), writes, by_schema
 
 
 class Call:
@@ -129,9 +116,13 @@ class Call:
         kwargs: its keyword arguments.
         carry: which factor of a product of two signals carries on: ``first``, ``second``, ``half``, or None (refuse).
         tensors: every tensor argument, as often as it is passed.
+        name: the function's plain name, such as ``relu``; operators and in-place forms lose their underscores.
+        mutates: whether the call writes to its first tensor argument.
+        writes_by_schema: whether the function is an operator that writes to some argument, other than torch's own
+            in-place forms.
     """
 
-    __slots__ = ("_signals", "_traits", "args", "carry", "func", "kwargs", "tensors")
+    __slots__ = ("_signals", "args", "carry", "func", "kwargs", "mutates", "name", "tensors", "writes_by_schema")
 
     def __init__(
         self,
@@ -144,17 +135,14 @@ class Call:
         self.func, self.args, self.kwargs, self.carry = func, args, kwargs, carry
         self.tensors = leaves(args) + leaves(kwargs) if tensors is None else tensors
         self._signals: list[Tensor] | None = None
-        self._traits = _traits(func)
+        said = _said_by.__wrapped__ if getattr(func, "__closure__", None) else _said_by  # nothing of a user's is kept
+        self.name, writes, self.writes_by_schema = said(func)
+        self.mutates = writes or bool(self.argument(INPLACE_POSITION.get(func, len(args)), "inplace"))
 
     def __call__(self) -> Any:
         """Run the function; one that returns nothing (item assignment) yields the tensor it wrote to."""
         output = self.func(*self.args, **self.kwargs)
         return self.first if output is None and self.mutates else output
-
-    @property
-    def name(self) -> str:
-        """The function's plain name, such as ``relu``; operators and in-place forms lose their underscores."""
-        return self._traits.name
 
     @property
     def signals(self) -> list[Tensor]:
@@ -167,17 +155,6 @@ class Call:
     def first(self) -> Tensor:
         """The first tensor argument: the one that an in-place call writes to."""
         return self.tensors[0]
-
-    @property
-    def writes_by_schema(self) -> bool:
-        """Whether the function is an operator that writes to some argument, other than torch's own in-place forms."""
-        return self._traits.writes_by_schema
-
-    @property
-    def mutates(self) -> bool:
-        """Whether the call writes to its first tensor argument."""
-        position = INPLACE_POSITION.get(self.func, len(self.args))
-        return self._traits.writes or bool(self.argument(position, "inplace"))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """The argument at that position or of that name."""

@@ -73,7 +73,8 @@ class Recorder(TorchFunctionMode):
 
         def enter(module: nn.Module, args: Any) -> None:
             if threading.get_ident() == thread and module in self._paths:
-                self._look_at(args)
+                with torch._C.DisableTorchFunction():
+                    self._look_at(args)
                 path = self._paths[module]
                 self._calls[path] += 1
                 self._stack.append((module, numbered(path, self._calls[path])))
@@ -323,9 +324,11 @@ class Recorder(TorchFunctionMode):
             return t
         mark = mark_of(t)
         if mark is None:
+            if t.grad_fn is None:
+                return t.detach()
             if t in self._known:
                 return t
-            if t.grad_fn is None or not self._known.reached_from(t):
+            if not self._known.reached_from(t):
                 return t.detach()
             self._marks, mark = True, Mark("bent", self._unseen(t.grad_fn))
             self._note(t.grad_fn.name(), "bent")
@@ -334,8 +337,8 @@ class Recorder(TorchFunctionMode):
 
     def _look_at(self, value: Any) -> None:
         """Find in which module something came about unseen."""
-        with torch._C.DisableTorchFunction():
-            for t in leaves(value):
+        for t in leaves(value):
+            if t.requires_grad:
                 self._understood(t)
 
     def _before_write(self, call: Call) -> None:
@@ -358,7 +361,7 @@ class Recorder(TorchFunctionMode):
             output = self.enter(name, output)
         wanted = self.choices.layers
         if wanted is None:
-            if next(module.children(), None) is None:
+            if not module._modules or next(module.children(), None) is None:
                 self.layers.name_after(name, output)
         elif name in wanted and output is not None:
             if not isinstance(output, Tensor) or self._understood(output) is not output or not output.requires_grad:

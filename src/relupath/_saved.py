@@ -24,6 +24,8 @@ class _Saved:
     one at that place in any sample and channel.
     """
 
+    __slots__ = ("__weakref__", "device", "dtype", "least", "need", "tensor", "version")
+
     def __init__(self, tensor: Tensor, need: Need) -> None:
         self.need, self.dtype, self.device = need, tensor.dtype, tensor.device
         self.least: Tensor | None = None

@@ -105,9 +105,8 @@ def sum_and_size(gradient: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
 
     The gradient is first summed along axes where the constant repeats.
     """
-    if constant.ndim < gradient.ndim:
-        constant = constant[(None,) * (gradient.ndim - constant.ndim)]
-    repeats = [axis for axis, size in enumerate(constant.shape) if size == 1 < gradient.shape[axis]]
+    shape = (1,) * (gradient.ndim - constant.ndim) + constant.shape
+    repeats = [axis for axis, size in enumerate(shape) if size == 1 < gradient.shape[axis]]
     summed = gradient.sum(repeats, keepdim=True) if repeats else gradient
     product = summed.conj() * constant.to(summed.dtype)
     return product.sum().real, product.abs().sum()
