@@ -192,7 +192,10 @@ def partial(one: Numbers, other: Numbers, held: Numbers) -> float:
 
 
 def _within(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean over pictures of Spearman's correlation among the cuts of one picture: of paths as deep, and of units."""
+    """Mean over pictures of Spearman's correlation among the cuts of one picture: of paths as deep, and of units.
+
+    What most pictures have too few cuts for is left out.
+    """
     several: dict[str, list[float]] = defaultdict(list)
     for record in records:
         pools: dict[str, list[Cut]] = defaultdict(list)
@@ -205,7 +208,7 @@ def _within(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 several[pool].append(at)
     told = {}
     for pool, numbers in several.items():
-        if len(numbers) > 1:
+        if len(numbers) > max(1, len(records) // 2):
             mean = relupath.metrics.interval(torch.tensor(numbers), draws=DRAWS)
             told[pool] = [mean.mean, mean.low, mean.high]
     return told
