@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 import subprocess
 import sys
@@ -260,6 +261,24 @@ def test_gates_at_zero_have_the_limit_of_the_slope(case):
     limits = (f(either_side) / either_side).tolist()
     assert any(float(weight[0, 0]) == pytest.approx(limit, rel=1e-5) for limit in limits), "elu has a kink at zero"
     assert weight[0, 1] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_limit_at_zero_is_that_of_the_functions_own_settings(dtype):
+    """One entry among others is zero, once for each setting, in turn, by position and by name."""
+    alphas = 1.0, 2.0, 3.0, 2.0
+
+    def f(m, h):
+        return torch.cat([F.elu(h, alphas[0]), F.elu(h, alphas[1]), F.elu(h, alpha=alphas[2]), F.elu(h, alphas[3])], 1)
+
+    h = torch.tensor([[0.0, 1.5, -0.7], [0.4, 0.0, 2.0]], dtype=dtype)
+    frozen = freeze(Lambda(f).eval(), h)
+    for i, alpha in enumerate(alphas):
+        slope = torch.where(h == 0, alpha, F.elu(h, alpha) / h)
+        (found,) = frozen.vjp({frozen.top: F.pad(torch.ones_like(h), (3 * i, 9 - 3 * i))}, frozen.inputs)
+        assert_close(found, slope)
+    beta = freeze(Lambda(lambda m, h: F.softplus(h, 1.0) + F.softplus(h, 4.0)).eval(), torch.zeros(1, 2, dtype=dtype))
+    assert float(beta.check(0).bias) == pytest.approx(1.25 * math.log(2))
 
 
 @pytest.mark.parametrize("case", IN_PLACE)

@@ -131,6 +131,23 @@ def test_the_three_lines_of_the_documentation():
     assert linear_model(at_zero, 0).weight.tolist() == [[1.0, 0.0]]
 
 
+def test_a_slope_that_is_the_modules_parameter_stays_what_it_was_when_that_is_changed():
+    class Times(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+        def forward(self, h):
+            return h * self.slope
+
+    freezes(Times)(lambda module, h: module.slope)
+    model = nn.Sequential(Times()).eval()
+    frozen = freeze(model, torch.ones(1, 2, dtype=torch.float64))
+    with torch.no_grad():
+        model[0].slope.mul_(2)
+    assert linear_model(frozen, 0).weight.tolist() == [[0.7, 0.0]]
+
+
 def test_keyword_arguments_reach_the_slope():
     freezes(Snake)(lambda module, h, power=2: 1 + torch.sin(module.a * h) ** power / (module.a * h))
     cubic = Lambda(lambda m, h: m.snake(h=h, power=3), snake=Snake())

@@ -312,7 +312,7 @@ class Frozen:
         above = [v * layer.output for layer, v in cotangents.items()]
         below = [w * layer.output for w, layer in zip(products, self.inputs, strict=True)]
         sums = {source: term for source, (term, _) in tally.items()}
-        terms = [*(v.sum() for v in above), *(-term.sum() for term in below), *(-term for term in sums.values())]
+        terms = [*(-v.sum() for v in above), *(term.sum() for term in below), *sums.values()]
         sizes = [*(term.abs().sum() for term in [*above, *below]), *(size for _, size in tally.values())]
         error = float(imbalance(terms, sizes)) if terms else 0.0
         if not error <= self.tolerance:
