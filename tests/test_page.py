@@ -226,6 +226,82 @@ def test_a_search_and_what_can_be_saved(visit, tmp_path):
     assert isinstance(lines["model"].weight, torch.Tensor)
 
 
+def test_a_found_path_is_of_the_search_and_the_class_it_was_found_for(visit):
+    page = visit()
+    page.get_by_text("Search for paths").click()
+    find, tiles = page.get_by_role("button", name="Find paths"), page.locator(".found .tray button")
+    find.click()
+    tiles.first.wait_for()
+    page.get_by_label("search", exact=True).select_option("mass")
+    promised = number_in(tiles.nth(1).locator(".number").inner_text())
+    tiles.nth(1).click()
+    idle(page)
+    assert float(page.locator(".strip .map.target").get_attribute("data-value")) == pytest.approx(promised, rel=1e-3)
+    assert "greedy, path 2" in page.locator(".crumbs").inner_text()
+    page.reload()
+    tiles.first.wait_for()
+    idle(page)
+    assert number_in(tiles.nth(1).locator(".number").inner_text()) == promised
+    page.locator(".strip .map.against").click()
+    idle(page)
+    assert tiles.count() == 0  # what was found was of the other class
+    page.evaluate("document.querySelector('relupath-view').findPaths()")
+    page.locator(".column .share").first.click()
+    tiles.first.wait_for()  # a click meanwhile does not lose the search
+
+
+def test_settings_survive_a_reload_and_the_way_back(visit):
+    page = visit()
+    page.get_by_text("Colours", exact=True).click()
+    chosen = {"colours": "PuOr", "sign": "for", "grain": "8", "page": "dark"}
+    for name, value in chosen.items():
+        page.get_by_label(name, exact=True).select_option(value)
+    page.get_by_label("clip").fill("95")
+    page.reload()
+    page.wait_for_selector(".column .share")
+    assert {name: page.get_by_label(name, exact=True).input_value() for name in (*chosen, "clip")} == {
+        **chosen,
+        "clip": "95",
+    }
+    page.get_by_label("width").fill("2")
+    page.get_by_label("width").press("Enter")
+    page.get_by_label("unit", exact=True).select_option("locations")
+    idle(page)
+    page.go_back()
+    idle(page)
+    assert page.get_by_label("unit", exact=True).input_value() == "channels"
+    page.go_back()
+    idle(page)
+    assert (page.get_by_label("width").input_value(), page.locator(".column .share").count()) == ("8", 10)
+
+
+def test_the_keyboard_alone_is_enough(visit):
+    page = visit()
+    page.keyboard.press("?")
+    page.locator("dialog[open]").wait_for()
+    page.keyboard.press("Escape")
+    page.locator("dialog[open]").wait_for(state="detached")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.type") == "search"
+    label = page.locator(".classes .role").nth(7).get_attribute("aria-label")
+    page.locator(".classes .role").nth(7).focus()
+    page.keyboard.press("Enter")
+    idle(page)
+    assert page.evaluate("document.activeElement.ariaLabel") == label
+    page.locator(".column .share").nth(1).focus()
+    page.keyboard.press("3")
+    idle(page)
+    assert page.evaluate("document.activeElement.className").startswith("share")
+
+
+def test_hundreds_of_clicks_leave_little_behind(visit):
+    page = visit()
+    for row in (0, 0, 1, 1, 2, 2, 3, 3):
+        page.locator(".column .share").nth(row).click()
+        idle(page)
+    assert page.evaluate("document.querySelector('relupath-view').groups.size") <= 4
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 def test_anybody_can_use_it(visit, width, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")

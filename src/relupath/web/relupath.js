@@ -45,6 +45,9 @@ const DEFAULTS = {
 
 const ROLES = ["target", "against", "contrast"];
 
+/** How many answers are kept; those not asked for the longest go first. */
+const ANSWERS = 200;
+
 /** One line of JSON for a question: sorted, without what has its default. @param {Question} question */
 export function keyOf(question) {
   /** @type {Question} */
@@ -132,16 +135,28 @@ function h(tag, given = {}, ...children) {
   return element;
 }
 
+/** The element that has the focus, on a page or inside a notebook's own root. @param {Node} inside */
+const focused = (inside) => /** @type {Document | ShadowRoot} */ (inside.getRootNode()).activeElement;
+
+/** Replace what an element holds: the button that had the focus keeps it, or the one in its place. @param {Element} element @param {Node[]} children */
+function refill(element, children) {
+  const all = () => [...element.querySelectorAll("button")], named = (/** @type {Element} */ one) => one.getAttribute("aria-label") ?? one.textContent;
+  const old = all().find((button) => button === focused(element)), at = old ? all().indexOf(old) : -1;
+  element.replaceChildren(...children);
+  if (old) (all().find((button) => named(button) === named(old)) ?? all()[Math.min(at, all().length - 1)])?.focus();
+}
+
 /** @param {string} label @param {HTMLElement} control */
 function field(label, control) {
   control.setAttribute("aria-label", label);
   return h("label", { class: "field" }, h("span", {}, label), control);
 }
 
-/** @param {Record<string, string>} options @param {string} chosen @param {(value: string) => void} changed */
-function select(options, chosen, changed) {
+/** @param {Record<string, string>} options @param {(value: string) => void} changed */
+function select(options, changed) {
+  /** @type {HTMLSelectElement} */
   const element = h("select", { onchange: () => changed(element.value) });
-  return choices(element, options, chosen);
+  return choices(element, options, "");
 }
 
 /** @param {HTMLSelectElement} element @param {Record<string, string>} options @param {string} chosen */
@@ -151,11 +166,10 @@ function choices(element, options, chosen) {
   return element;
 }
 
-/** @param {number} low @param {number} high @param {number} step @param {number} value @param {(v: number) => void} moved */
-function slider(low, high, step, value, moved) {
-  const element = h("input", {
-    type: "range", min: low, max: high, step, value, oninput: () => moved(Number(element.value)),
-  });
+/** @param {number} low @param {number} high @param {number} step @param {(v: number) => void} moved */
+function slider(low, high, step, moved) {
+  /** @type {HTMLInputElement} */
+  const element = h("input", { type: "range", min: low, max: high, step, oninput: () => moved(Number(element.value)) });
   return element;
 }
 
@@ -221,21 +235,11 @@ function table(name) {
 /** @param {string} text */
 const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
-/** @type {WeakMap<WireMap, Promise<Float32Array>>} */
-const decoded = new WeakMap();
-
 /** The numbers of a map: scale * sign(q) * (q / 127)^2. @param {WireMap} map */
-export function valuesOf(map) {
-  let values = decoded.get(map);
-  if (values === undefined) {
-    values = (async () => {
-      const stream = new Blob([bytesOf(map.data)]).stream().pipeThrough(new DecompressionStream("deflate"));
-      const whole = new Int8Array(await new Response(stream).arrayBuffer());
-      return Float32Array.from(whole, (q) => (map.scale * q * Math.abs(q)) / 16129);
-    })();
-    decoded.set(map, values);
-  }
-  return values;
+export async function valuesOf(map) {
+  const stream = new Blob([bytesOf(map.data)]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const whole = new Int8Array(await new Response(stream).arrayBuffer());
+  return Float32Array.from(whole, (q) => (map.scale * q * Math.abs(q)) / 16129);
 }
 
 /** All sizes other than zero, in order. @param {Float32Array[]} maps */
@@ -394,8 +398,8 @@ class RelupathView extends HTMLElement {
     this.answers = new Map();
     /** @type {Map<string, Group>} */
     this.groups = new Map();
-    /** @type {Map<string, NodeAnswer>} */
-    this.seen = new Map();
+    /** What a column shows. @type {WeakMap<Element, NodeAnswer>} */
+    this.seen = new WeakMap();
     /** @type {Opened | null} */
     this.opened = null;
     /** @type {Hello | null} */
@@ -407,6 +411,8 @@ class RelupathView extends HTMLElement {
     this.turn = 0;
     /** @type {Host | null} */
     this.given = null;
+    /** The search that is set; the link holds the one whose path is shown. @type {Pick<State, "search" | "numbers">} */
+    this.planned = { search: DEFAULTS.search, numbers: {} };
   }
 
   /** @returns {Host} */
@@ -425,14 +431,17 @@ class RelupathView extends HTMLElement {
       this.state = { ...this.state, ...fromLink(location.hash.slice(1)), ...this.host.fixed };
       window.addEventListener("popstate", () => {
         this.state = { ...this.state, ...fromLink(location.hash.slice(1)), ...this.host.fixed };
-        this.show();
+        this.show().then(() => this.repaint());
       });
     } else this.state = { ...this.state, ...this.host.fixed };
-    this.addEventListener("keydown", (event) => this.key(event));
+    const heard = this.host.linked ? document : this;
+    heard.addEventListener("keydown", (event) => this.key(/** @type {KeyboardEvent} */ (event)));
     this.start();
   }
 
   async start() {
+    this.controls();
+    this.busy(true);
     try {
       this.hello = /** @type {Hello} */ (await this.ask({ ask: "hello" }));
       if (this.state.picture === "") this.state.picture = this.hello.pictures.at(-1)?.id ?? "";
@@ -440,6 +449,7 @@ class RelupathView extends HTMLElement {
       await this.show();
     } catch (error) {
       this.fail(error);
+      this.busy(false);
     }
   }
 
@@ -447,14 +457,11 @@ class RelupathView extends HTMLElement {
 
   /** @param {Question} question @returns {Promise<any>} */
   ask(question) {
-    const key = keyOf(question);
-    let answer = this.answers.get(key);
-    if (answer === undefined) {
-      answer = this.host.ask(question);
-      this.answers.set(key, answer);
-      answer.catch(() => this.answers.delete(key));
-      if (this.answers.size > 600) this.answers.delete(this.answers.keys().next().value ?? "");
-    }
+    const key = keyOf(question), answer = this.answers.get(key) ?? this.host.ask(question);
+    if (!this.answers.has(key)) answer.catch(() => this.answers.delete(key));
+    this.answers.delete(key);
+    this.answers.set(key, answer);
+    if (this.answers.size > ANSWERS) this.answers.delete(this.answers.keys().next().value ?? "");
     return answer;
   }
 
@@ -488,8 +495,7 @@ class RelupathView extends HTMLElement {
   look(changes) {
     Object.assign(this.state, changes);
     if (this.host.linked) history.replaceState(null, "", `#${toLink(this.state)}`);
-    this.toggleAttribute("data-dark", this.state.theme === "dark");
-    this.toggleAttribute("data-light", this.state.theme === "light");
+    this.controls();
     cancelAnimationFrame(this.frame ?? 0);
     this.frame = requestAnimationFrame(() => this.repaint());
   }
@@ -506,6 +512,7 @@ class RelupathView extends HTMLElement {
   group(name, members) {
     const shown = members.flatMap(({ canvas, map, scaled }) => (map ? [{ canvas, map, scaled: scaled ?? true }] : []));
     const group = new Group(shown);
+    for (const [other, { members: [first] }] of this.groups) if (!first?.canvas.isConnected) this.groups.delete(other);
     this.groups.set(name, group);
     return group.paint(this.photo, this.state).then(() => this.legend(name, group));
   }
@@ -517,12 +524,14 @@ class RelupathView extends HTMLElement {
     if (!p) return;
     p.view.hidden = this.state.picture === "";
     p.empty.hidden = this.state.picture !== "";
-    if (this.state.picture === "") return;
+    if (this.state.picture === "") return this.busy(false);
+    this.controls();
     this.busy(true);
     try {
       const opened = /** @type {Opened} */ (await this.ask(this.question("open")));
       if (turn !== this.turn) return;
       this.open(opened);
+      this.keepFound();
       this.crumbs();
       this.startStrip();
       await this.showColumns(turn);
@@ -579,15 +588,30 @@ class RelupathView extends HTMLElement {
     const partitions = Object.fromEntries(hello.partitions.filter((name) => !name.includes(":")).map((name) => [name, PRESET[/** @type {keyof typeof PRESET} */ (name)] ?? name]));
     if (!(this.state.partition in partitions)) partitions[this.state.partition] = this.state.partition;
     choices(p.partition, partitions, this.state.partition);
-    p.width.value = String(this.state.width);
-    p.layers.value = this.state.layers ?? "";
     choices(p.search, Object.fromEntries(Object.keys(hello.searches).map((name) => [name, name])), this.state.search);
-    this.numbersOf();
     p.names.replaceChildren(...hello.classes.map((name) => h("option", { value: name })));
     const still = this.host.command !== undefined;
     for (const control of [p.partition, p.width, p.layers]) control.disabled = still;
     for (const control of [p.another, p.jump, p.searches]) control.hidden = still;
-    this.look({});
+    this.controls();
+  }
+
+  /** Bring what is set into line with the state, which a link or a pin may have changed. */
+  controls() {
+    const p = this.parts, s = this.state;
+    if (!p) return;
+    if (![...p.partition.options].some((option) => option.value === s.partition)) p.partition.append(h("option", {}, s.partition));
+    p.partition.value = s.partition;
+    p.width.value = String(s.width);
+    p.layers.value = s.layers ?? "";
+    for (const [name, control] of Object.entries(p.looks)) control.value = String(s[/** @type {"sign"} */ (name)]);
+    if (s.root.startsWith("found:")) {
+      this.planned = { search: s.search, numbers: s.numbers };
+      p.search.value = s.search;
+    }
+    this.numbersOf();
+    this.toggleAttribute("data-dark", s.theme === "dark");
+    this.toggleAttribute("data-light", s.theme === "light");
   }
 
   /** @param {Opened} opened */
@@ -611,7 +635,7 @@ class RelupathView extends HTMLElement {
     p.units.replaceChildren(...Object.keys(opened.layers).reverse().map((name) => h("option", { value: `${name}:` })));
     const other = opened.best.filter((s) => s.index !== opened.target.index && s.index !== opened.against.index);
     const scores = [opened.target, opened.against, ...other].sort((a, b) => b.logit - a.logit);
-    p.classes.replaceChildren(...scores.map((score) => this.score(score, opened)));
+    refill(p.classes, scores.map((score) => this.score(score, opened)));
     document.title = this.host.linked ? `${opened.target.name} \u2013 relupath` : document.title;
   }
 
@@ -652,7 +676,9 @@ class RelupathView extends HTMLElement {
       figure.button.setAttribute("aria-pressed", String(role === on));
       figure.button.classList.add("waiting");
     }
-    const above = path.length ? this.seen.get(keyOf(this.question("node", { path: path.slice(0, -1) }))) : undefined;
+    const column = /** @type {HTMLElement | undefined} */ (p.columns.children[path.length - 1]);
+    const asked = keyOf(this.question("node", { path: path.slice(0, -1) }));
+    const above = column?.dataset.key === asked ? this.seen.get(column) : undefined;
     const share = above?.children.find((child) => child.key === path.at(-1));
     if (share) {
       this.tell(on, share, scaleOf([share.value, share.weight_part]));
@@ -718,7 +744,7 @@ class RelupathView extends HTMLElement {
     const items = [crumb(whole, { root: "", path: [] }, root === "" && path.length === 0)];
     if (root !== "") items.push(crumb(root.startsWith("found:") ? `${this.state.search}, path ${Number(root.slice(6)) + 1}` : root, { path: [] }, path.length === 0));
     path.forEach((key, i) => items.push(crumb(short(key), { path: path.slice(0, i + 1) }, i === path.length - 1)));
-    p.crumbs.replaceChildren(...items);
+    refill(p.crumbs, items);
     const unit = (path.length > 0 || root !== "") && !["bias", "by-pass"].includes(path.at(-1) ?? "");
     p.cut.disabled = !unit || this.host.command !== undefined;
     p.cut.setAttribute("aria-pressed", String(this.state.cut));
@@ -732,6 +758,7 @@ class RelupathView extends HTMLElement {
     const leaf = path.at(-1) === "bias" || path.at(-1) === "by-pass";
     const count = path.length + (leaf ? 0 : 1);
     const before = p.columns.children.length;
+    const held = [...p.columns.children].findIndex((column) => column.contains(focused(this)));
     const work = [];
     for (let depth = 0; depth < count; depth++) {
       const question = this.question("node", { path: path.slice(0, depth) }), key = keyOf(question);
@@ -750,6 +777,10 @@ class RelupathView extends HTMLElement {
       p.columns.scrollTo({ left: p.columns.scrollWidth, behavior: calm ? "instant" : "smooth" });
     }
     await Promise.all(work);
+    if (held < 0 || turn !== this.turn || this.contains(focused(this))) return;
+    /** @type {HTMLElement | null} */
+    const row = p.columns.children[Math.min(held, count - 1)].querySelector('button[tabindex="0"]');
+    row?.focus({ preventScroll: true });
   }
 
   /** A column before its numbers are there. @param {string} key */
@@ -776,7 +807,7 @@ class RelupathView extends HTMLElement {
       return;
     }
     if (turn !== this.turn) return;
-    this.seen.set(keyOf(question), answer);
+    this.seen.set(column, answer);
     const chosen = this.state.path[depth];
     if (column.dataset.filled !== "yes") this.rows(column, answer, question.path);
     for (const button of column.querySelectorAll("button")) {
@@ -880,7 +911,7 @@ class RelupathView extends HTMLElement {
     const scale = scaleOf(answers.map(({ answer }) => answer.node.value));
     /** @type {{canvas: HTMLCanvasElement, map: WireMap | null}[]} */
     const members = [];
-    p.pinned.replaceChildren(...answers.map(({ pin, question, answer }) => {
+    refill(p.pinned, answers.map(({ pin, question, answer }) => {
       const { ask: _, seed: __, root, path, ...others } = question;
       const canvas = h("canvas", { role: "img", "aria-label": "map of a pinned path" });
       members.push({ canvas, map: answer.node.map });
@@ -922,26 +953,44 @@ class RelupathView extends HTMLElement {
 
   /** Paths that a search finds. */
   async findPaths() {
-    const p = this.parts, turn = this.turn;
+    const p = this.parts;
     if (!p) return;
+    const { ask: _, ...asked } = this.question("paths", this.planned), key = keyOf({ ask: "paths", ...asked });
+    p.found.dataset.key = key;
     p.found.replaceChildren(h("p", { class: "quiet" }, "Searching\u2026"));
     try {
-      const found = /** @type {Found} */ (await this.ask(this.question("paths")));
-      if (turn !== this.turn) return;
+      const found = /** @type {Found} */ (await this.ask({ ask: "paths", ...asked }));
+      if (p.found.dataset.key !== key) return;
       /** @type {{canvas: HTMLCanvasElement, map: WireMap | null}[]} */
       const members = [];
       const items = found.paths.map((share, i) => {
         const canvas = h("canvas", { role: "img", "aria-label": "map of a found path" });
         members.push({ canvas, map: share.map });
-        return h("li", {}, h("button", { type: "button", class: "map", title: share.key, onclick: () => this.go({ root: `found:${i}`, path: [], cut: false }) },
+        return h("li", {}, h("button", { type: "button", class: "map", title: share.key, onclick: () => this.go({ ...asked, root: `found:${i}`, path: [], cut: false }) },
           canvas, h("span", { class: "unit" }, short(share.name ?? share.key)), h("span", { class: "number" }, `${alone(share.value)}`)));
       });
       const held = found.held === null ? "" : ` In all ${alone(100 * found.held)} % of the value.`;
       const what = found.several ? `${found.paths.length} paths.` : "One path, from thin to deep.";
-      p.found.replaceChildren(h("p", { class: "quiet" }, `${what} It ended because it ${found.stopped}.${held}`), h("ul", { class: "tray" }, ...items));
+      p.found.replaceChildren(h("p", { class: "quiet" }, `${what} It ended: ${found.stopped}.${held}`), h("ul", { class: "tray" }, ...items));
       for (const [i, member] of members.entries()) this.group(`found ${i}`, [member]);
     } catch (error) {
-      p.found.replaceChildren(this.refusal(error));
+      if (p.found.dataset.key === key) p.found.replaceChildren(this.refusal(error));
+    }
+  }
+
+  /** Take away what was found for another class, picture or kind of unit; find again what a link begins at. */
+  keepFound() {
+    const p = this.parts, { root } = this.state;
+    if (!p) return;
+    const key = p.found.dataset.key;
+    if (key === undefined && root.startsWith("found:")) {
+      p.searches.open = true;
+      this.findPaths();
+    } else if (key !== undefined && key !== "") {
+      const { search, numbers } = JSON.parse(key);
+      if (key === keyOf(this.question("paths", { search: search ?? ASKED.search, numbers: numbers ?? {} }))) return;
+      p.found.dataset.key = "";
+      p.found.replaceChildren();
     }
   }
 
@@ -973,7 +1022,8 @@ class RelupathView extends HTMLElement {
   /** @param {KeyboardEvent} event */
   key(event) {
     const target = /** @type {HTMLElement} */ (event.target);
-    if (event.ctrlKey || event.metaKey || event.altKey || target.closest("input, select, textarea, dialog")) return;
+    if (target !== document.body && !this.contains(target)) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || target.closest("input, select, textarea, dialog[open]")) return;
     const p = this.parts;
     if (!p) return;
     /** @type {Record<string, () => void>} */
@@ -1170,13 +1220,13 @@ class RelupathView extends HTMLElement {
   }
 
   numbersOf() {
-    const p = this.parts, names = this.hello?.searches[this.state.search] ?? [];
+    const p = this.parts, { search, numbers } = this.planned, names = this.hello?.searches[search] ?? [];
     if (!p) return;
     p.numbers.replaceChildren(...names.map((name) => {
       const input = h("input", {
-        type: "number", step: "any", placeholder: "usual", value: this.state.numbers[name] ?? null, onchange: () => {
-          const { [name]: _, ...others } = this.state.numbers;
-          this.look({ numbers: input.value === "" ? others : { ...others, [name]: Number(input.value) } });
+        type: "number", step: "any", placeholder: "usual", value: numbers[name] ?? null, onchange: () => {
+          const { [name]: _, ...others } = this.planned.numbers;
+          this.planned.numbers = input.value === "" ? others : { ...others, [name]: Number(input.value) };
         },
       });
       return field(name, input);
@@ -1214,7 +1264,7 @@ class RelupathView extends HTMLElement {
       partition: h("select", { onchange: () => set({ partition: p.partition.value }) }),
       width: h("input", { type: "number", min: 1, max: 64, onchange: () => set({ width: Math.max(1, Math.min(64, Math.round(Number(p.width.value)) || 8)) }) }),
       layers: h("input", { placeholder: "all, or every:2", spellcheck: "false", onchange: () => set({ layers: p.layers.value.trim() || null }) }),
-      search: h("select", { onchange: () => { this.look({ search: p.search.value, numbers: {} }); this.numbersOf(); } }), numbers: h("div", { class: "fields" }),
+      search: h("select", { onchange: () => { this.planned = { search: p.search.value, numbers: {} }; this.numbersOf(); } }), numbers: h("div", { class: "fields" }),
       legend: h("canvas", { width: 511, height: 1, role: "img", "aria-label": "colours from against to for" }), low: h("span", { class: "number" }), high: h("span", { class: "number" }), clipped: h("span", { class: "quiet" }),
       crumbs: h("ol", { class: "crumbs" }), checked: h("p", { class: "quiet checked" }),
       cut: h("button", { type: "button", "aria-pressed": "false", title: "set the unit to zero and run the model (c)", onclick: () => this.go({ cut: !this.state.cut }) }, "Cut unit"),
@@ -1223,6 +1273,14 @@ class RelupathView extends HTMLElement {
       columns: h("div", { class: "columns", tabindex: "0", role: "group", "aria-label": "the decision as a sum, layer by layer" }),
       pinned: h("ul", { class: "tray" }), pins: h("section", { class: "panel", hidden: true, "aria-label": "pinned paths" }),
       found: h("div", { class: "found" }), searches: h("details", { class: "panel" }), biases: h("div", { class: "biases" }), bias: h("details", { class: "panel" }),
+      looks: {
+        sign: select({ both: "for and against", for: "for", against: "against" }, (sign) => this.look({ sign })),
+        clip: slider(90, 100, 0.1, (clip) => this.look({ clip })),
+        opacity: slider(0, 1, 0.05, (opacity) => this.look({ opacity })),
+        colours: select(Object.fromEntries(Object.entries(COLOURS).map(([name, { text }]) => [name, text])), (colours) => this.look({ colours })),
+        grain: select({ 0: "as it suits", 1: "1 pixel", 2: "2 \u00d7 2", 4: "4 \u00d7 4", 8: "8 \u00d7 8", 16: "16 \u00d7 16" }, (grain) => this.look({ grain: Number(grain) })),
+        theme: select({ auto: "as the system", light: "light", dark: "dark" }, (theme) => this.look({ theme })),
+      },
       help: h("dialog", { "aria-label": "keys" }), copied: h("dialog", { "aria-label": "text to copy" }), text: h("textarea", { rows: 12, readonly: true, "aria-label": "text to copy" }),
     };
     const menu = (/** @type {string} */ text, /** @type {() => void} */ run) => h("button", { type: "button", onclick: () => { run(); save.open = false; } }, text);
@@ -1230,12 +1288,7 @@ class RelupathView extends HTMLElement {
       this.host.linked ? menu("Copy link", () => this.copy(location.href, "link copied")) : null, menu("Copy as Python", () => this.copy(this.python(), "Python copied")),
       menu("Save PNG", () => this.save(this.picture("png"), "png")), menu("Save SVG", () => this.save(this.picture("svg"), "svg")), menu("Save JSON", () => this.save(this.numbers(), "json"))));
     const display = h("details", { class: "panel" }, h("summary", {}, "Colours"), h("div", { class: "fields" },
-      field("sign", select({ both: "for and against", for: "for", against: "against" }, this.state.sign, (sign) => this.look({ sign }))),
-      field("clip", slider(90, 100, 0.1, this.state.clip, (clip) => this.look({ clip }))),
-      field("opacity", slider(0, 1, 0.05, this.state.opacity, (opacity) => this.look({ opacity }))),
-      field("colours", select(Object.fromEntries(Object.entries(COLOURS).map(([name, { text }]) => [name, text])), this.state.colours, (colours) => this.look({ colours }))),
-      field("grain", select({ 0: "as it suits", 1: "1 pixel", 2: "2 \u00d7 2", 4: "4 \u00d7 4", 8: "8 \u00d7 8", 16: "16 \u00d7 16" }, String(this.state.grain), (grain) => this.look({ grain: Number(grain) }))),
-      field("page", select({ auto: "as the system", light: "light", dark: "dark" }, this.state.theme, (theme) => this.look({ theme })))));
+      ...Object.entries(p.looks).map(([name, control]) => field(name === "theme" ? "page" : name, control))));
     p.bias.append(h("summary", {}, "Where the bias enters"), p.biases);
     p.bias.addEventListener("toggle", () => p.bias.open && this.showBias(this.turn));
     p.pins.append(h("h2", {}, "Pinned paths, one scale"), p.pinned);
