@@ -199,6 +199,15 @@ def test_captums_metrics_run_on_it():
     assert float(still.max()) < 1e-10
 
 
+def test_captums_metrics_run_on_inputs_of_any_memory_format(vgg):
+    model, x = vgg
+    for search in (None, relupath.Mass(), relupath.Beam(2)):
+        attribute, given = PathAttribution(model, search).attribute, {"target": 1, "n_perturb_samples": 2}
+        got = sensitivity_max(attribute, x.contiguous(memory_format=torch.channels_last), **given)
+        assert got.shape == (len(x),)
+        assert (got > 0).all()
+
+
 def test_what_is_not_exact_is_refused_through_the_bridge(vgg):
     model, x = vgg
     with pytest.raises(TrainingModeError):

@@ -98,7 +98,8 @@ class PathAttribution(Attribution):  # type: ignore[misc]  # Captum has no types
         args = more if isinstance(more, tuple) else () if more is None else (more,)
         frozen = freeze(self.forward_func, inputs, *args, carry=self.carry, output=self._rows)
         found = contributions(frozen, _picks(target), self.search, layers=self.layers, partition=self.partition)
-        return found if isinstance(inputs, tuple) else found[0]
+        maps = tuple(map_.contiguous() for map_ in found)  # Captum's metrics ask for that
+        return maps if isinstance(inputs, tuple) else maps[0]
 
     def _rows(self, raw: Any) -> Any:
         """The explained tensor; where the model gives one number a sample, (B, 1)."""
