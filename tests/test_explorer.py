@@ -83,7 +83,7 @@ def assert_map(said, contribution, side=256):
     padded = np.pad(values, [(0, -size % step) for size in values.shape])
     coarse = padded.reshape(padded.shape[0] // step, step, padded.shape[1] // step, step).sum((1, 3))
     got = unpacked(said)
-    assert got.shape == coarse.shape
+    assert (got.shape, said["step"]) == (coarse.shape, step)
     half = 0.5 / 127
     assert np.all(
         abs(got - coarse) <= said["scale"] * (half**2 + 2 * half * np.sqrt(abs(coarse) / said["scale"] + 1e-12))

@@ -294,6 +294,44 @@ def test_the_keyboard_alone_is_enough(visit):
     assert page.evaluate("document.activeElement.className").startswith("share")
 
 
+def test_answers_in_any_order_or_none_at_all(visit):
+    page = visit()
+    rows, held = page.locator(".column:nth-child(1) .share"), []
+    page.route("**/api/ask", lambda route: held.append(route))
+    for row in range(3):
+        rows.nth(row).click()
+        page.wait_for_timeout(60)
+    for route in reversed(held[:]):
+        route.continue_()
+    page.unroute("**/api/ask")
+    idle(page)
+    value = float(rows.nth(2).get_attribute("data-value"))
+    assert float(page.locator(".column:nth-child(2) footer").get_attribute("data-value")) == pytest.approx(value)
+    assert float(page.locator(".strip .map.target").get_attribute("data-value")) == pytest.approx(value)
+    page.route("**/api/ask", lambda route: route.fulfill(status=404, json={"error": "gone"}))
+    visit.refusals.append("no answer")
+    rows.nth(4).click()
+    idle(page)
+    assert page.locator(".strip .map.against .number").inner_text() == "\N{EN DASH}"  # no number of another unit
+    assert page.locator(".column:nth-child(2)").inner_text().startswith("gone")
+    page.evaluate("document.querySelector('relupath-view').answers.clear()")
+    page.get_by_role("button", name="why not Sonola").click()
+    idle(page)
+    assert page.locator(".view").get_attribute("data-old") is not None
+    page.reload()
+    page.locator(".alert", has_text="gone").wait_for()
+
+
+def test_a_link_to_a_picture_that_is_gone_leads_to_others(visit):
+    page = visit()
+    visit.refusals.append("no such picture")
+    page.evaluate("location.hash = '#picture=none'; location.reload()")
+    page.locator(".alert", has_text="not held any longer").wait_for()
+    assert page.locator(".empty").is_visible()
+    page.locator(".top select").select_option(index=0)
+    page.locator(".column .share").first.wait_for()
+
+
 def test_hundreds_of_clicks_leave_little_behind(visit):
     page = visit()
     for row in (0, 0, 1, 1, 2, 2, 3, 3):

@@ -151,6 +151,8 @@ def test_what_is_shown_first():
 def test_the_picture_lies_below_the_maps():
     shown = relupath.explore(frozen(), image=Image.new("L", (20, 10))).opened["picture"]["image"]
     assert shown["shape"] == [10, 20]
+    large = relupath.explore(frozen(), image=Image.new("RGB", (4000, 3000))).opened["picture"]["image"]
+    assert large["shape"] == [768, 1024]
 
 
 @pytest.mark.parametrize(
@@ -215,8 +217,10 @@ MODEL = """async ([esm, state]) => {
   const model = {
     get: (name) => ({ state })[name],
     on: (name, callback) => name === "msg:custom" && heard.push(callback),
+    off: (name, callback) => heard.splice(heard.indexOf(callback), 1),
     send: async (content) => { const reply = await window.kernel(content); heard.forEach((one) => one(reply, [])); },
   };
+  window.heard = heard;
   window.stop = await module.default.render({ model, el: document.getElementById("cell") });
 }"""
 
@@ -246,7 +250,7 @@ def test_the_module_shows_the_kernels_numbers(view):
         values = [float(one.get_attribute("data-value")) for one in page.locator(".column:nth-child(1) .share").all()]
         assert page.locator(".alert").is_hidden()
         page.evaluate("window.stop()")
-        assert page.locator("relupath-view").count() == 0
+        assert page.locator("relupath-view").count() == page.evaluate("window.heard.length") == 0
         browser.close()
     tree = view.explorer.answer({**view.state, "ask": "node"})
     assert dict(zip(keys, values, strict=True)) == {child["key"]: child["value"] for child in tree["children"]}

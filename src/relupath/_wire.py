@@ -18,6 +18,8 @@ from ._node import Node
 from ._paths import Path, Step
 
 MOST = 127
+LARGEST = 1024
+"""The longest side of a picture that is reduced."""
 
 
 def map_of(contribution: Sequence[Tensor], side: int) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def map_of(contribution: Sequence[Tensor], side: int) -> dict[str, Any]:
         value = scale * sign(q) * (q / 127)^2
     """
     values = plane(contribution[0]).cpu().double().numpy()
-    step = math.ceil(max(values.shape) / side)
+    step = max(1, math.ceil(max(values.shape) / side))
     if step > 1:
         rows, columns = (-size % step for size in values.shape)
         padded = np.pad(values, ((0, rows), (0, columns)))
@@ -38,6 +40,7 @@ def map_of(contribution: Sequence[Tensor], side: int) -> dict[str, Any]:
     share = np.sqrt(np.abs(values) / scale) if scale else values
     whole = (np.sign(values) * np.round(share * MOST)).astype(np.int8)
     return {"shape": list(whole.shape), "scale": scale, "data": _text(zlib.compress(whole.tobytes(), 1))}
+    return {"shape": list(whole.shape), "step": step, "scale": scale, "data": _text(zlib.compress(whole.tobytes(), 6))}
 
 
 def plane(values: Float[Tensor, "..."]) -> Float[Tensor, "H W"]:
@@ -54,6 +57,13 @@ def picture_of(shown: UInt8[np.ndarray, "H W 3"]) -> dict[str, Any]:
     file = io.BytesIO()
     Image.fromarray(shown).save(file, "PNG")
     return {"mime": "image/png", "shape": list(shown.shape[:2]), "data": _text(file.getvalue())}
+
+
+def reduced(image: Image.Image) -> dict[str, Any]:
+    """A picture of any size and kind, as a PNG file that is not too large."""
+    small = image.convert("RGB")
+    small.thumbnail((LARGEST, LARGEST))
+    return picture_of(np.asarray(small))
 
 
 def node_of(node: Node, above: Node | None, side: int) -> dict[str, Any]:

@@ -151,8 +151,8 @@ class Explorer:
                 f"one input is explored at a time; this recording holds {frozen.batch}: freeze one of them"
             )
         x = frozen.inputs[0].output[0]
-        image = _guessed(x) if image is None else image.convert("RGB")
-        seen = None if image is None else _wire.picture_of(np.asarray(image))
+        image = _guessed(x) if image is None else image
+        seen = None if image is None else _wire.reduced(image)
         return self.shelf.hold(Held(name, x, seen, (), "# frozen = relupath.freeze(model, x)", frozen))
 
     def answer(self, data: object) -> dict[str, Any]:

@@ -5,7 +5,7 @@
  * The view asks questions and shows the answers (see docs/view.md); it computes no number of its own but sums, shares
  * and colours. Who answers is its host: the server of `relupath explore`, the answers inside a report, or a kernel.
  *
- * @typedef {{shape: [number, number], scale: number, data: string}} WireMap
+ * @typedef {{shape: [number, number], step: number, scale: number, data: string}} WireMap
  * @typedef {{mime: string, shape: [number, number], data: string}} WireImage
  * @typedef {{index: number, name: string, logit: number, probability: number}} Score
  * @typedef {{role: string, value: number, weight_part: number, bias: number, map: WireMap}} Row
@@ -21,7 +21,7 @@
  * @typedef {{paths: Share[], several: boolean, stopped: string, held: number | null, search: string}} Found
  * @typedef {Record<string, any>} Question
  * @typedef {{ask: (question: Question) => Promise<any>, upload?: (file: File) => Promise<{picture: string}>,
- *            linked: boolean, fixed: Question, command?: string}} Host
+ *            linked: boolean, fixed: Question, command?: string, leave?: () => void}} Host
  * @typedef {{picture: string, target: number | null, against: number | null, on: string, partition: string,
  *            layers: string | null, width: number, root: string, path: string[], search: string,
  *            numbers: Record<string, number>, cut: boolean, pins: string[], sign: string, clip: number,
@@ -101,19 +101,20 @@ function widgetHost(model) {
   /** @type {Map<number, {done: (answer: any) => void, failed: (error: Error) => void}>} */
   const waiting = new Map();
   let last = 0;
-  model.on("msg:custom", (/** @type {any} */ message) => {
+  const heard = (/** @type {any} */ message) => {
     const one = waiting.get(message?.id);
     if (one === undefined) return;
     waiting.delete(message.id);
     if (message.error === undefined) one.done(message.answer);
     else one.failed(new Error(message.error));
-  });
+  };
+  model.on("msg:custom", heard);
   const ask = (/** @type {Question} */ question) =>
     new Promise((done, failed) => {
       waiting.set(++last, { done, failed });
       model.send({ id: last, question });
     });
-  return { ask, linked: false, fixed: model.get("state") ?? {} };
+  return { ask, linked: false, fixed: model.get("state") ?? {}, leave: () => model.off("msg:custom", heard) };
 }
 
 // ------------------------------------------------------------------------------------------------------ elements
@@ -253,9 +254,14 @@ function sizesOf(maps) {
 /** Where the colours end: a percentile of the sizes. @param {Float32Array} sizes @param {number} clip */
 const endOf = (sizes, clip) => sizes[Math.min(sizes.length - 1, Math.floor((clip / 100) * sizes.length))] || 1;
 
+/** The longest side in which pictures are painted: each thumbnail is as fine as the picture below it. */
+const FINEST = 512;
+
 /** @param {WireImage} image */
 async function pixelsOf(image) {
-  const bitmap = await createImageBitmap(new Blob([bytesOf(image.data)], { type: image.mime }));
+  const [rows, columns] = image.shape, small = Math.min(1, FINEST / Math.max(rows, columns));
+  const size = { resizeWidth: Math.max(1, Math.round(small * columns)), resizeHeight: Math.max(1, Math.round(small * rows)) };
+  const bitmap = await createImageBitmap(new Blob([bytesOf(image.data)], { type: image.mime }), small < 1 ? size : {});
   const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
   const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
   context.drawImage(bitmap, 0, 0);
@@ -445,6 +451,7 @@ class RelupathView extends HTMLElement {
     try {
       this.hello = /** @type {Hello} */ (await this.ask({ ask: "hello" }));
       if (this.state.picture === "") this.state.picture = this.hello.pictures.at(-1)?.id ?? "";
+      if (this.host.linked && this.state.picture !== "") history.replaceState(null, "", `#${toLink(this.state)}`);
       this.greet();
       await this.show();
     } catch (error) {
@@ -527,9 +534,12 @@ class RelupathView extends HTMLElement {
     if (this.state.picture === "") return this.busy(false);
     this.controls();
     this.busy(true);
+    if (p.columns.children.length === 0) p.columns.append(this.skeleton(""));
     try {
       const opened = /** @type {Opened} */ (await this.ask(this.question("open")));
       if (turn !== this.turn) return;
+      this.shown = keyOf(this.question("open"));
+      p.view.toggleAttribute("data-old", false);
       this.open(opened);
       this.keepFound();
       this.crumbs();
@@ -541,7 +551,7 @@ class RelupathView extends HTMLElement {
       if (p.bias.open) this.showBias(turn);
       this.check(turn);
     } catch (error) {
-      if (turn === this.turn) this.fail(error);
+      if (turn === this.turn) this.refused(error);
     } finally {
       if (turn === this.turn) this.busy(false);
     }
@@ -557,6 +567,18 @@ class RelupathView extends HTMLElement {
   fail(error) {
     const text = error instanceof Error ? error.message : String(error);
     this.message(error instanceof Deeper ? `Not in this file. To see it: ${text}` : text, true);
+  }
+
+  /** What is not answered shows no older number. @param {unknown} error */
+  refused(error) {
+    const p = this.parts;
+    if (!p) return;
+    for (const role of ROLES) if (p.strip[role].button.classList.contains("waiting")) this.tell(role, null, scaleOf([]), "");
+    p.after.replaceChildren();
+    p.after.hidden = true;
+    p.view.toggleAttribute("data-old", keyOf(this.question("open")) !== this.shown);
+    if (this.shown === undefined && this.hello?.adds) [p.view.hidden, p.empty.hidden] = [true, false];
+    this.fail(error);
   }
 
   /** @param {string} text @param {boolean} [wrong] */
@@ -585,6 +607,7 @@ class RelupathView extends HTMLElement {
     p.upload.hidden = !(hello.adds && this.host.upload);
     p.scene.hidden = !hello.draws || !this.host.upload;
     p.fixed.hidden = this.host.command === undefined;
+    this.pictures();
     const partitions = Object.fromEntries(hello.partitions.filter((name) => !name.includes(":")).map((name) => [name, PRESET[/** @type {keyof typeof PRESET} */ (name)] ?? name]));
     if (!(this.state.partition in partitions)) partitions[this.state.partition] = this.state.partition;
     choices(p.partition, partitions, this.state.partition);
@@ -626,10 +649,7 @@ class RelupathView extends HTMLElement {
       p.photo.hidden = picture.image === null;
       this.photo.then((pixels) => pixels && paint(p.photo, null, [1, 1], pixels, 1, this.state));
     }
-    const pictures = new Map((this.hello?.pictures ?? []).map(({ id, name }) => [id, name]));
-    pictures.set(picture.id, picture.name);
-    const names = Object.fromEntries([...pictures].map(([id, name]) => [id, name.split(/[\\/]/).at(-1) ?? name]));
-    choices(p.pictures, names, picture.id);
+    this.pictures(picture);
     p.pictures.title = picture.name;
     p.notes.replaceChildren(...[...(this.hello?.notes ?? []), ...picture.notes].map((note) => h("li", {}, note)));
     p.units.replaceChildren(...Object.keys(opened.layers).reverse().map((name) => h("option", { value: `${name}:` })));
@@ -637,6 +657,13 @@ class RelupathView extends HTMLElement {
     const scores = [opened.target, opened.against, ...other].sort((a, b) => b.logit - a.logit);
     refill(p.classes, scores.map((score) => this.score(score, opened)));
     document.title = this.host.linked ? `${opened.target.name} \u2013 relupath` : document.title;
+  }
+
+  /** The pictures to choose from. @param {{id: string, name: string}} [shown] */
+  pictures(shown) {
+    const all = new Map([...(this.hello?.pictures ?? []), ...(shown ? [shown] : [])].map(({ id, name }) => [id, name]));
+    const names = Object.fromEntries([...all].map(([id, name]) => [id, name.split(/[\\/]/).at(-1) ?? name]));
+    if (this.parts) choices(this.parts.pictures, names, shown?.id ?? "");
   }
 
   /** @param {Score} score @param {Opened} opened */
@@ -686,8 +713,8 @@ class RelupathView extends HTMLElement {
     }
   }
 
-  /** One figure of the strip. @param {string} role @param {Row | Share | null} row @param {{factor: number, digits: number, exponent: number}} scale */
-  tell(role, row, scale) {
+  /** One figure of the strip. @param {string} role @param {Row | Share | null} row @param {{factor: number, digits: number, exponent: number}} scale @param {string} [missing] */
+  tell(role, row, scale, missing = "only units have a map for each class") {
     const p = this.parts, opened = this.opened;
     if (!p || !opened) return;
     const { button, value, parts, canvas } = p.strip[role], title = this.titles(opened)[role];
@@ -695,7 +722,7 @@ class RelupathView extends HTMLElement {
     button.classList.toggle("nothing", row === null || row.map === null);
     button.dataset.value = row ? String(row.value) : "";
     value.textContent = row ? told(row.value, scale) + times(scale) : "\u2013";
-    parts.textContent = row ? `weights ${told(row.weight_part, scale)}  bias ${told(row.bias, scale)}` : "only units have a map for each class";
+    parts.textContent = row ? `weights ${told(row.weight_part, scale)}  bias ${told(row.bias, scale)}` : missing;
     canvas.setAttribute("aria-label", row ? `map of what the pixels add to ${title}: ${alone(row.value)}` : "no map");
   }
 
@@ -732,6 +759,9 @@ class RelupathView extends HTMLElement {
     const shape = group.members[0]?.map.shape ?? [1, 1], grain = grainOf(shape, this.state.grain);
     const side = grain * Math.ceil((this.opened?.picture.image?.shape[0] ?? shape[0]) / shape[0]);
     p.clipped.textContent = `${side === 1 ? "a pixel" : `${side} \u00d7 ${side} pixels`}, clipped at the ${this.state.clip}th percentile`;
+    const { shape, step } = group.members[0]?.map ?? { shape: /** @type {[number, number]} */ ([1, 1]), step: 1 };
+    const side = step * grainOf(shape, this.state.grain);
+    p.clipped.textContent = `${side === 1 ? "a pixel" : `${side} \u00d7 ${side} pixels`}, clipped at percentile ${this.state.clip}`;
   }
 
   /** From the decision to the path that is chosen. */
@@ -915,9 +945,12 @@ class RelupathView extends HTMLElement {
       const { ask: _, seed: __, root, path, ...others } = question;
       const canvas = h("canvas", { role: "img", "aria-label": "map of a pinned path" });
       members.push({ canvas, map: answer.node.map });
-      const name = [root, ...path].filter(Boolean).map((/** @type {string} */ one) => short(one)).join(" \u203a ") || "whole";
+      const way = [root.startsWith("found:") ? `${question.search}, path ${Number(root.slice(6)) + 1}` : root, ...path].filter(Boolean);
+      const [t, a] = [question.target, question.against].map((c) => this.hello?.classes[c] ?? `class ${c}`);
+      const title = { target: t, against: a, contrast: `${t} ${MINUS} ${a}` }[/** @type {"target"} */ (question.on)];
+      const unit = short(way.at(-1) ?? "whole"), name = `${way.join(" \u203a ") || "whole"}, ${title}`;
       return h("li", {}, h("button", { type: "button", class: "map", onclick: () => this.go({ ...others, root, path, cut: false }) }, canvas,
-        h("span", { class: "unit", title: name }, name), h("span", { class: "number" }, `${told(answer.node.value, scale)}${times(scale)}`)),
+        h("span", { class: "unit", title: name }, unit), h("span", { class: "quiet" }, title), h("span", { class: "number" }, `${told(answer.node.value, scale)}${times(scale)}`)),
       h("button", { type: "button", class: "remove", "aria-label": `unpin ${name}`, onclick: () => this.go({ pins: this.state.pins.filter((one) => one !== pin) }) }, "\u00d7"));
     }));
     p.pinned.dataset.key = key;
@@ -926,11 +959,13 @@ class RelupathView extends HTMLElement {
 
   /** Where the bias enters. @param {number} turn */
   async showBias(turn) {
-    const p = this.parts;
-    if (!p) return;
+    const p = this.parts, opened = this.opened, question = this.question("bias"), key = keyOf(question);
+    if (!p || !opened || p.biases.dataset.key === key) return;
+    p.biases.classList.add("waiting");
     try {
-      const bias = await this.ask(this.question("bias"));
+      const bias = await this.ask(question);
       if (turn !== this.turn) return;
+      p.biases.dataset.key = key;
       /** @type {{layer: string, value: number}[]} */
       const layers = bias.layers;
       const total = layers.reduce((sum, { value }) => sum + value, 0);
@@ -943,12 +978,15 @@ class RelupathView extends HTMLElement {
         return h("li", { "data-value": value }, h("span", { class: "unit", title: layer }, layer === "output" ? "above the last layer" : layer), h("span", { class: "number" }, told(value, scale)), bar);
       }).reverse();
       p.biases.replaceChildren(h("div", { class: "map" }, canvas), h("div", {},
-        h("p", {}, `All constants together add ${told(total, scale)}${times(scale)}; ${told(bias.unplaced, scale)} of it has no place in the picture. By the layer below which they enter:`),
+        h("p", {}, `All constants together add ${told(total, scale)}${times(scale)} to ${this.titles(opened)[this.state.on]}; ${told(bias.unplaced, scale)} of it has no place in the picture. By the layer below which they enter:`),
         h("ol", { class: "layers" }, ...items)));
       await this.group("bias", [{ canvas, map: bias.map }]);
     } catch (error) {
+      if (turn !== this.turn) return;
+      p.biases.dataset.key = "";
       p.biases.replaceChildren(this.refusal(error));
     }
+    p.biases.classList.remove("waiting");
   }
 
   /** Paths that a search finds. */
@@ -1006,7 +1044,7 @@ class RelupathView extends HTMLElement {
     if (!p) return;
     const question = this.question("check"), key = keyOf(question);
     if (p.checked.dataset.key === key) return;
-    p.checked.textContent = "";
+    p.checked.textContent = p.checked.dataset.key = "";
     try {
       const { error, tolerance } = await this.ask(question);
       if (turn !== this.turn) return;
@@ -1120,8 +1158,8 @@ class RelupathView extends HTMLElement {
 
   /** @param {Promise<string> | string} text @param {string} said */
   async copy(text, said) {
-    const p = this.parts, words = await text;
-    if (!p) return;
+    const p = this.parts, words = await Promise.resolve(text).catch((error) => this.fail(error));
+    if (!p || words === undefined) return;
     try {
       await navigator.clipboard.writeText(words);
       this.say(said);
@@ -1156,7 +1194,8 @@ class RelupathView extends HTMLElement {
       context.imageSmoothingEnabled = false;
       ROLES.forEach((role, i) => {
         const { canvas, name, value, parts } = p.strip[role], x = gap + i * (side + gap);
-        context.drawImage(canvas, x, 110, side, (side * canvas.height) / canvas.width);
+        const small = side / Math.max(canvas.width, canvas.height);
+        context.drawImage(canvas, x, 110, small * canvas.width, small * canvas.height);
         context.fillStyle = ink;
         context.font = "600 32px system-ui, sans-serif";
         context.fillText(name.textContent ?? "", x, 90, side);
@@ -1258,7 +1297,7 @@ class RelupathView extends HTMLElement {
       scene: h("button", { type: "button", onclick: () => this.scene() }, "New scene"),
       empty: h("div", { class: "empty", hidden: true }, h("h2", {}, "Drop a photo here"), h("p", {}, "or paste one, or choose \u201cOpen photo\u201d. It stays on this machine.")),
       fixed: h("p", { class: "quiet", hidden: true }, "This is a report: classes, units and widths are fixed. What lies deeper is shown by the command beside it."),
-      photo: h("canvas", { role: "img", "aria-label": "the photo as the network sees it" }),
+      photo: h("canvas", { role: "img", width: 1, height: 1, "aria-label": "the photo as the network sees it" }),
       notes: h("ul", { class: "notes" }), classes: h("ul", { class: "classes" }),
       another: h("input", { list: `relupath-classes-${mine}`, placeholder: "another class", "aria-label": "compare with another class", onchange: () => { if (p.another.value) this.other(p.another.value); p.another.value = ""; } }),
       partition: h("select", { onchange: () => set({ partition: p.partition.value }) }),
@@ -1267,8 +1306,8 @@ class RelupathView extends HTMLElement {
       search: h("select", { onchange: () => { this.planned = { search: p.search.value, numbers: {} }; this.numbersOf(); } }), numbers: h("div", { class: "fields" }),
       legend: h("canvas", { width: 511, height: 1, role: "img", "aria-label": "colours from against to for" }), low: h("span", { class: "number" }), high: h("span", { class: "number" }), clipped: h("span", { class: "quiet" }),
       crumbs: h("ol", { class: "crumbs" }), checked: h("p", { class: "quiet checked" }),
-      cut: h("button", { type: "button", "aria-pressed": "false", title: "set the unit to zero and run the model (c)", onclick: () => this.go({ cut: !this.state.cut }) }, "Cut unit"),
-      pin: h("button", { type: "button", title: "keep for comparison (p)", onclick: () => this.pin() }, "Pin"),
+      cut: h("button", { type: "button", disabled: true, "aria-pressed": "false", title: "set the unit to zero and run the model (c)", onclick: () => this.go({ cut: !this.state.cut }) }, "Cut unit"),
+      pin: h("button", { type: "button", disabled: true, title: "keep for comparison (p)", onclick: () => this.pin() }, "Pin"),
       after: h("section", { class: "panel after", hidden: true, "aria-live": "polite", "aria-label": "after the cut" }),
       columns: h("div", { class: "columns", tabindex: "0", role: "group", "aria-label": "the decision as a sum, layer by layer" }),
       pinned: h("ul", { class: "tray" }), pins: h("section", { class: "panel", hidden: true, "aria-label": "pinned paths" }),
@@ -1317,11 +1356,11 @@ class RelupathView extends HTMLElement {
     return p;
   }
 
-  /** Compare with another class, by name. @param {string} name */
+  /** Compare with another class, by name or number. @param {string} name */
   async other(name) {
-    const against = this.hello?.classes.indexOf(name) ?? -1;
-    if (against < 0) return this.fail(new Error(`no class is named ${name}`));
-    await this.go({ target: this.opened?.target.index ?? null, against, path: [], cut: false });
+    const named = this.hello?.classes.indexOf(name) ?? -1, number = /^(class )?\d{1,9}$/.test(name) ? Number(name.replace("class ", "")) : -1;
+    if (Math.max(named, number) < 0) return this.fail(new Error(`no class is named ${name}: give a name in full, or a number`));
+    await this.go({ target: this.opened?.target.index ?? null, against: named < 0 ? number : named, path: [], cut: false });
   }
 }
 
@@ -1366,6 +1405,9 @@ export default {
     view.given = widgetHost(model);
     view.setAttribute("host", "widget");
     el.append(view);
-    return () => view.remove();
+    return () => {
+      view.remove();
+      view.given?.leave?.();
+    };
   },
 };
