@@ -756,9 +756,6 @@ class RelupathView extends HTMLElement {
     context.putImageData(image, 0, 0);
     p.low.textContent = alone(-group.end);
     p.high.textContent = `+${alone(group.end)}`;
-    const shape = group.members[0]?.map.shape ?? [1, 1], grain = grainOf(shape, this.state.grain);
-    const side = grain * Math.ceil((this.opened?.picture.image?.shape[0] ?? shape[0]) / shape[0]);
-    p.clipped.textContent = `${side === 1 ? "a pixel" : `${side} \u00d7 ${side} pixels`}, clipped at the ${this.state.clip}th percentile`;
     const { shape, step } = group.members[0]?.map ?? { shape: /** @type {[number, number]} */ ([1, 1]), step: 1 };
     const side = step * grainOf(shape, this.state.grain);
     p.clipped.textContent = `${side === 1 ? "a pixel" : `${side} \u00d7 ${side} pixels`}, clipped at percentile ${this.state.clip}`;
