@@ -263,6 +263,12 @@ def test_settings_survive_a_reload_and_the_way_back(visit):
         **chosen,
         "clip": "95",
     }
+    page.evaluate("location.hash += '&partition=heads:3&clip=x&grain=0.0001'")  # a link by hand
+    page.locator(".column .share .unit", has_text="x2 and 1 more").wait_for()  # told from the other heads
+    idle(page)
+    assert page.get_by_label("heads", exact=True).input_value() == "3"
+    page.go_back()
+    idle(page)
     page.get_by_label("width").fill("2")
     page.get_by_label("width").press("Enter")
     page.get_by_label("unit", exact=True).select_option("locations")

@@ -7,6 +7,7 @@ import io
 import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,10 +90,11 @@ def key_of(node: Node, above: Node | None) -> str:
 
 def unit_of(step: Step) -> str:
     """The units of a step in a few words, without the layer's name."""
-    if step.but or step.beside or len(step.units) > 1:
+    if step.but or step.beside:
         count = sum(len(part.units) for part in step.parts.values())
         return f"all but {count} units" if step.but else f"{count} units"
-    return str(step).removeprefix(step.layer).strip("[]")
+    first, more = str(replace(step, units=step.units[:1])), len(step.units) - 1
+    return first.removeprefix(step.layer).strip("[]") + (f" and {more} more" if more > 0 else "")
 
 
 def python_of(beginning: str, target: str, path: Path) -> str:

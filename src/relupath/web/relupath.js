@@ -321,7 +321,7 @@ function coarse(values, [rows, columns], grain) {
 }
 
 /** How many pixels a side are summed, unless it is chosen. @param {[number, number]} shape @param {number} grain */
-const grainOf = (shape, grain) => grain || Math.max(1, Math.round(Math.max(...shape) / 56));
+const grainOf = (shape, grain) => Math.max(1, Math.round(grain || Math.max(...shape) / 56));
 
 /** Maps on one scale: painted together. */
 class Group {
@@ -379,7 +379,7 @@ function fromLink(text) {
     } else if (link.has(name)) {
       const value = link.get(name) ?? "";
       const whole = ["target", "against", "width", "clip", "opacity", "grain"].includes(name);
-      state[name] = whole ? Number(value) : typeof usual === "boolean" ? value === "true" : value;
+      state[name] = whole ? (Number.isFinite(Number(value)) ? Number(value) : usual) : typeof usual === "boolean" ? value === "true" : value;
     } else state[name] = usual;
   }
   return state;
@@ -608,13 +608,12 @@ class RelupathView extends HTMLElement {
     p.scene.hidden = !hello.draws || !this.host.upload;
     p.fixed.hidden = this.host.command === undefined;
     this.pictures();
-    const partitions = Object.fromEntries(hello.partitions.filter((name) => !name.includes(":")).map((name) => [name, PRESET[/** @type {keyof typeof PRESET} */ (name)] ?? name]));
-    if (!(this.state.partition in partitions)) partitions[this.state.partition] = this.state.partition;
+    const partitions = Object.fromEntries(hello.partitions.map((name) => [name, PRESET[/** @type {keyof typeof PRESET} */ (name)] ?? name]));
     choices(p.partition, partitions, this.state.partition);
     choices(p.search, Object.fromEntries(Object.keys(hello.searches).map((name) => [name, name])), this.state.search);
     p.names.replaceChildren(...hello.classes.map((name) => h("option", { value: name })));
     const still = this.host.command !== undefined;
-    for (const control of [p.partition, p.width, p.layers]) control.disabled = still;
+    for (const control of [p.partition, p.heads, p.width, p.layers]) control.disabled = still;
     for (const control of [p.another, p.jump, p.searches]) control.hidden = still;
     this.controls();
   }
@@ -623,8 +622,10 @@ class RelupathView extends HTMLElement {
   controls() {
     const p = this.parts, s = this.state;
     if (!p) return;
-    if (![...p.partition.options].some((option) => option.value === s.partition)) p.partition.append(h("option", {}, s.partition));
-    p.partition.value = s.partition;
+    const heads = /^heads:(\d+)$/.exec(s.partition);
+    if (heads) p.heads.value = heads[1];
+    /** @type {HTMLElement} */ (p.heads.parentElement).hidden = !heads;
+    p.partition.value = heads ? "heads:N" : s.partition;
     p.width.value = String(s.width);
     p.layers.value = s.layers ?? "";
     for (const [name, control] of Object.entries(p.looks)) control.value = String(s[/** @type {"sign"} */ (name)]);
@@ -1297,7 +1298,8 @@ class RelupathView extends HTMLElement {
       photo: h("canvas", { role: "img", width: 1, height: 1, "aria-label": "the photo as the network sees it" }),
       notes: h("ul", { class: "notes" }), classes: h("ul", { class: "classes" }),
       another: h("input", { list: `relupath-classes-${mine}`, placeholder: "another class", "aria-label": "compare with another class", onchange: () => { if (p.another.value) this.other(p.another.value); p.another.value = ""; } }),
-      partition: h("select", { onchange: () => set({ partition: p.partition.value }) }),
+      partition: h("select", { onchange: () => set({ partition: p.partition.value.replace("N", p.heads.value) }) }),
+      heads: h("input", { type: "number", min: 1, value: 8, onchange: () => set({ partition: `heads:${Math.max(1, Math.round(Number(p.heads.value)) || 1)}` }) }),
       width: h("input", { type: "number", min: 1, max: 64, onchange: () => set({ width: Math.max(1, Math.min(64, Math.round(Number(p.width.value)) || 8)) }) }),
       layers: h("input", { placeholder: "all, or every:2", spellcheck: "false", onchange: () => set({ layers: p.layers.value.trim() || null }) }),
       search: h("select", { onchange: () => { this.planned = { search: p.search.value, numbers: {} }; this.numbersOf(); } }), numbers: h("div", { class: "fields" }),
@@ -1335,7 +1337,7 @@ class RelupathView extends HTMLElement {
     p.view.append(
       h("aside", { "aria-label": "photo, classes and settings" },
         h("div", { class: "map photo" }, p.photo), p.notes, h("h2", {}, "Classes"), p.classes, p.another, p.fixed,
-        h("details", { class: "panel", open: true }, h("summary", {}, "Units"), h("div", { class: "fields" }, field("unit", p.partition), field("width", p.width), field("layers", p.layers))), display),
+        h("details", { class: "panel", open: true }, h("summary", {}, "Units"), h("div", { class: "fields" }, field("unit", p.partition), field("heads", p.heads), field("width", p.width), field("layers", p.layers))), display),
       h("div", { class: "work" },
         h("section", { class: "strip", "aria-label": "what speaks for each class" }, ...ROLES.map((role) => strip[role].button)),
         h("div", { class: "legend" }, p.low, p.legend, p.high, p.clipped),
