@@ -1,6 +1,6 @@
 """Sanity checks of maps by Captum's and Quantus' own implementations: of paths, and of the field's methods.
 
-    python paper/sanity.py --json paper/expected/sanity-creatures.json
+    python paper/sanity.py --count 12 --batch 6 --json paper/expected/sanity-creatures.json
     python paper/sanity.py --cifar10 test.zip --weights toycnn_cifar10.safetensors --count 100 --json FILE
 
 Captum measures how far a map moves with its input (``sensitivity_max``) and how much of the change of the logit the map
@@ -193,7 +193,11 @@ def _explainer(name: str, local: bool) -> Callable[..., np.ndarray]:
             found = QuantusExplainer(OURS[name], summed=False)(model, x.numpy(), c.numpy())
         else:
             found = maps_of(model, x, [name])[name](x, c).numpy()
-        return np.divide(found, inputs, where=inputs != 0) if local else found.sum(1, keepdims=True)
+        return (
+            np.divide(found, inputs, out=np.zeros_like(found), where=inputs != 0)
+            if local
+            else found.sum(1, keepdims=True)
+        )
 
     return explain
 

@@ -81,8 +81,9 @@ def test_the_first_image_scores_what_is_checked_in(data, unchecked):
         assert told[name] == pytest.approx(want["first"][0][name], rel=0.02, abs=0.01), name
 
 
-def test_the_numbers_checked_in_are_of_all_methods_and_tests():
-    found = json.loads((EXPECTED / "sanity-cifar10.json").read_text())
+@pytest.mark.parametrize("name", ["creatures", "cifar10"])
+def test_the_numbers_checked_in_are_of_all_methods_and_tests(name):
+    found = json.loads((EXPECTED / f"sanity-{name}.json").read_text())
     methods = {*found["captum"]["sensitivity"]}
     assert {*sanity.OURS, *sanity.CONTROLS} < methods
     assert {*found["quantus"]["MaxSensitivity"]} == methods
