@@ -1,6 +1,6 @@
 """Does the output fall by a path's value when its units are cut? Values against real forward passes, per search.
 
-    python paper/causal.py --count 48 --json paper/expected/causal-creatures.json --output docs/images/causal-creatures.png
+    python paper/causal.py --count 48 --json paper/expected/causal-creatures.json --output PLOT
     python paper/causal.py --cifar10 test.zip --weights toycnn_cifar10.safetensors --json FILE --output PLOT
 
 Of every picture the paths of each search, cut after so many layers from the top, and units drawn at random, are set to
