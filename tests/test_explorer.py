@@ -510,7 +510,7 @@ def test_a_wrong_question_gets_one_sentence(question, shared):
 
 
 def test_the_line_of_a_question_is_short_and_always_the_same():
-    asked = {"ask": "node", "path": ["4[c1]", "rest"], "width": 8, "numbers": {}, "target": "ü"}
+    asked = {"ask": "node", "path": ["4[c1]", "rest"], "width": 6, "numbers": {}, "target": "ü"}
     line = '{"ask":"node","path":["4[c1]","rest"],"target":"ü"}'
     assert Question.of(asked).key() == Question.of(dict(reversed(asked.items()))).key() == line
     assert Question.of(json.loads(line)) == Question.of(asked)

@@ -108,7 +108,7 @@ def number_in(text):
 
 def test_three_levels_show_the_numbers_of_the_library_and_add_up(visit, frozen):
     page = visit()
-    node = decompose(frozen, partition=channels, width=8)
+    node = decompose(frozen, partition=channels, width=6)
     for depth in range(1, 4):
         shares, printed, total, place = column(page, depth)
         expected = {str(c.path.steps[0]) if c.kind == "path" else c.kind: c.value for c in node.children}
@@ -278,7 +278,7 @@ def test_settings_survive_a_reload_and_the_way_back(visit):
     assert page.get_by_label("unit", exact=True).input_value() == "channels"
     page.go_back()
     idle(page)
-    assert (page.get_by_label("width").input_value(), page.locator(".column .share").count()) == ("8", 10)
+    assert (page.get_by_label("width").input_value(), page.locator(".column .share").count()) == ("6", 8)
 
 
 def test_the_keyboard_alone_is_enough(visit):

@@ -51,7 +51,7 @@ class Question:
     on: On = "target"
     partition: str = "channels"
     layers: str | None = None
-    width: int = 8
+    width: int = 6
     root: str = ""
     path: tuple[str, ...] = ()
     search: str = "greedy"

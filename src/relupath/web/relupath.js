@@ -32,13 +32,13 @@
 
 /** What a question holds unless it says otherwise: as in `_asked.py`. */
 const ASKED = {
-  ask: "", picture: "", target: null, against: null, on: "target", partition: "channels", layers: null, width: 8,
+  ask: "", picture: "", target: null, against: null, on: "target", partition: "channels", layers: null, width: 6,
   root: "", path: [], search: "greedy", numbers: {}, seed: 0,
 };
 
 /** @type {State} */
 const DEFAULTS = {
-  picture: "", target: null, against: null, on: "target", partition: "channels", layers: null, width: 8, root: "",
+  picture: "", target: null, against: null, on: "target", partition: "channels", layers: null, width: 6, root: "",
   path: [], search: "greedy", numbers: {}, cut: false, pins: [], sign: "both", clip: 99.5, opacity: 0.9,
   colours: "RdBu", grain: 0, theme: "auto",
 };
@@ -1300,7 +1300,7 @@ class RelupathView extends HTMLElement {
       another: h("input", { list: `relupath-classes-${mine}`, placeholder: "another class", "aria-label": "compare with another class", onchange: () => { if (p.another.value) this.other(p.another.value); p.another.value = ""; } }),
       partition: h("select", { onchange: () => set({ partition: p.partition.value.replace("N", p.heads.value) }) }),
       heads: h("input", { type: "number", min: 1, value: 8, onchange: () => set({ partition: `heads:${Math.max(1, Math.round(Number(p.heads.value)) || 1)}` }) }),
-      width: h("input", { type: "number", min: 1, max: 64, onchange: () => set({ width: Math.max(1, Math.min(64, Math.round(Number(p.width.value)) || 8)) }) }),
+      width: h("input", { type: "number", min: 1, max: 64, onchange: () => set({ width: Math.max(1, Math.min(64, Math.round(Number(p.width.value)) || 6)) }) }),
       layers: h("input", { placeholder: "all, or every:2", spellcheck: "false", onchange: () => set({ layers: p.layers.value.trim() || null }) }),
       search: h("select", { onchange: () => { this.planned = { search: p.search.value, numbers: {} }; this.numbersOf(); } }), numbers: h("div", { class: "fields" }),
       legend: h("canvas", { width: 511, height: 1, role: "img", "aria-label": "colours from against to for" }), low: h("span", { class: "number" }), high: h("span", { class: "number" }), clipped: h("span", { class: "quiet" }),
