@@ -1,4 +1,4 @@
-"""``relupath explore``: one line with the address, the photos in order, a quiet end; what is wrong is one sentence."""
+"""``relupath explore``: one line with the address, the first photo newest, a quiet end; what is wrong is one sentence."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def test_a_page_is_served_until_it_is_interrupted(place):
                 return client.post("/api/ask", json=question).json()
 
             pictures = ask(ask="hello")["pictures"]
-            node = ask(ask="node", picture=pictures[1]["id"], on="contrast")
-            slow = ask(ask="paths", picture=pictures[0]["id"])
-        assert [picture["name"] for picture in pictures] == ["photo 1.png", "photo 2.png"]
+            node = ask(ask="node", picture=pictures[0]["id"], on="contrast")
+            slow = ask(ask="paths", picture=pictures[1]["id"])
+        assert [picture["name"] for picture in pictures] == ["photo 2.png", "photo 1.png"]  # the first opens
         assert slow["paths"]
         for _ in range(100):
             if (place / "opened").exists():

@@ -23,12 +23,12 @@ NAMES = [
     "</script><b>Lumirix</b>",
     "Lunola",
     "Lunorix",
-    "Somila",
+    "Wide" * 40,
     "Somirix",
     "Sonola",
     "A & B",
 ]
-"""Names of classes, some of them hostile."""
+"""Names of classes, some of them hostile, one long."""
 SEED = 1_000_007
 
 

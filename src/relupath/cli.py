@@ -211,7 +211,7 @@ def explore(photos: tuple[Path, ...], host: str, port: int, browser: bool, quiet
                 shown = [_scene(options)]
             classifier = _classifier(options, progress, [note for picture, _ in shown for note in picture.notes])
             explored = explorer.Explorer(classifier, pictures=explorer.PICTURES + len(shown), python=_code(options))
-            for picture, code in shown:
+            for picture, code in reversed(shown):  # the first one is the newest, and opens
                 explored.add(picture, code)
 
         def ready(address: str) -> None:

@@ -662,7 +662,7 @@ class RelupathView extends HTMLElement {
 
   /** The pictures to choose from. @param {{id: string, name: string}} [shown] */
   pictures(shown) {
-    const all = new Map([...(this.hello?.pictures ?? []), ...(shown ? [shown] : [])].map(({ id, name }) => [id, name]));
+    const all = new Map([...(this.hello?.pictures ?? []).toReversed(), ...(shown ? [shown] : [])].map(({ id, name }) => [id, name]));
     const names = Object.fromEntries([...all].map(([id, name]) => [id, name.split(/[\\/]/).at(-1) ?? name]));
     if (this.parts) choices(this.parts.pictures, names, shown?.id ?? "");
   }
