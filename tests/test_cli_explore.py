@@ -1,4 +1,4 @@
-"""``relupath explore``: one line with the address, the first photo newest, a quiet end; what is wrong is one sentence."""
+"""``relupath explore``: a line with the address, the first photo opens, a quiet end; what is wrong is one sentence."""
 
 from __future__ import annotations
 
