@@ -241,7 +241,7 @@ def test_a_tree_begins_at_any_unit(asked, root):
     one, key, frozen = asked
     units = {"1": (2, None, None), "4": (3, 1, 0), "8": (7,)}
     path = Path.of([(root[0], units[root[0]])])
-    tree = decompose(frozen, roles(frozen)["target"], partition=locations, path=path)
+    tree = decompose(frozen, roles(frozen)["target"], partition=locations, path=path, width=6)
     said = one.answer({"ask": "node", "picture": key, "root": root, "partition": "locations"})
     assert said["node"]["value"] == tree.value
     assert [child["value"] for child in said["children"]] == [child.value for child in tree.children]
