@@ -268,39 +268,60 @@ async function pixelsOf(image) {
   return context.getImageData(0, 0, bitmap.width, bitmap.height);
 }
 
+/** The longest side of a thumbnail's pixels. */
+const THUMB = 112;
+
 /**
  * Paint a map over the picture in grey.
  * @param {HTMLCanvasElement} canvas @param {{values: Float32Array, shape: [number, number]} | null} map
  * @param {[number, number]} shape @param {ImageData | null} photo @param {number} end @param {State} state
  */
 function paint(canvas, map, shape, photo, end, state) {
-  const [rows, columns] = photo ? [photo.height, photo.width] : grown(shape);
+  const [whole, across] = photo ? [photo.height, photo.width] : grown(shape);
+  const every = canvas.classList.contains("thumb") ? Math.ceil(Math.max(whole, across) / THUMB) : 1;
+  const rows = Math.ceil(whole / every), columns = Math.ceil(across / every);
   if (canvas.width !== columns || canvas.height !== rows) [canvas.width, canvas.height] = [columns, rows];
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  const image = context.createImageData(columns, rows), colours = table(state.colours), out = image.data;
-  const dark = state.colours === "managua", values = map?.values ?? null, [high, wide] = map?.shape ?? shape;
-  const times = map ? Math.ceil(Math.max(...shape) / Math.max(...map.shape)) : 1;
-  const place = (/** @type {number} */ i, /** @type {number} */ size, /** @type {number} */ whole, /** @type {number} */ last) =>
-    Math.min(last - 1, Math.floor(Math.floor((i * whole) / size) / times));
+  const image = context.createImageData(columns, rows), out = new Uint32Array(image.data.buffer);
+  if (map === null) {
+    const pixels = photo ? new Uint32Array(photo.data.buffer) : null;
+    for (let y = 0, o = 0; y < rows; y++) for (let x = 0; x < columns; x++, o++) out[o] = pixels ? pixels[y * every * across + x * every] : 0xfff7f7f7;
+    context.putImageData(image, 0, 0);
+    return;
+  }
+  const { values, shape: [high, wide] } = map, colours = table(state.colours), dark = state.colours === "managua";
+  const greys = photo ? greysOf(photo, dark) : null, bare = dark ? 40 : 247;
+  const times = Math.ceil(Math.max(...shape) / Math.max(...map.shape));
+  const places = (/** @type {number} */ count, /** @type {number} */ size, /** @type {number} */ entries, /** @type {number} */ last) =>
+    Int32Array.from({ length: count }, (_, i) => Math.min(last - 1, Math.floor(Math.floor((i * every * entries) / size) / times)));
+  const down = places(rows, whole, shape[0], high), right = places(columns, across, shape[1], wide);
+  const least = state.sign === "for" ? 0 : -Infinity, most = state.sign === "against" ? 0 : Infinity;
+  const shades = Float32Array.from({ length: 511 }, (_, i) => state.opacity * Math.abs((i - 255) / 255) ** 0.6);
   for (let y = 0, o = 0; y < rows; y++) {
-    const row = place(y, rows, shape[0], high) * wide;
-    for (let x = 0; x < columns; x++, o += 4) {
-      let v = values ? values[row + place(x, columns, shape[1], wide)] : 0;
-      if ((state.sign === "for" && v < 0) || (state.sign === "against" && v > 0)) v = 0;
-      const t = Math.max(-1, Math.min(1, v / end)), i = 3 * Math.round(255 + 255 * t);
-      const a = values ? state.opacity * Math.abs(t) ** 0.6 : 0;
-      for (let c = 0; c < 3; c++) {
-        let ground = dark ? 40 : 247;
-        if (photo && values) {
-          const grey = 0.3 * photo.data[o] + 0.59 * photo.data[o + 1] + 0.11 * photo.data[o + 2];
-          ground = dark ? 20 + 0.4 * grey : 110 + 0.56 * grey;
-        } else if (photo) ground = photo.data[o + c];
-        out[o + c] = ground * (1 - a) + colours[i + c] * a;
-      }
-      out[o + 3] = 255;
+    const row = down[y] * wide, line = y * every * across;
+    for (let x = 0; x < columns; x++, o++) {
+      const v = Math.max(least, Math.min(most, values[row + right[x]]));
+      const i = Math.round(255 + 255 * Math.max(-1, Math.min(1, v / end))), a = shades[i];
+      const ground = (greys ? greys[line + x * every] : bare) * (1 - a);
+      out[o] = 0xff000000 | ((ground + colours[3 * i + 2] * a) << 16) | ((ground + colours[3 * i + 1] * a) << 8) | (ground + colours[3 * i] * a);
     }
   }
   context.putImageData(image, 0, 0);
+}
+
+/** @type {WeakMap<ImageData, Map<boolean, Uint8ClampedArray>>} */
+const grounds = new WeakMap();
+
+/** A picture in pale grey, or in dark grey. @param {ImageData} photo @param {boolean} dark */
+function greysOf(photo, dark) {
+  const known = grounds.get(photo) ?? new Map(), pixels = photo.data;
+  grounds.set(photo, known);
+  if (!known.has(dark)) {
+    const [base, share] = dark ? [20, 0.4] : [110, 0.56];
+    known.set(dark, Uint8ClampedArray.from({ length: pixels.length / 4 }, (_, i) =>
+      base + share * (0.3 * pixels[4 * i] + 0.59 * pixels[4 * i + 1] + 0.11 * pixels[4 * i + 2])));
+  }
+  return /** @type {Uint8ClampedArray} */ (known.get(dark));
 }
 
 /** A map of few entries, large enough to see. @param {[number, number]} shape @returns {[number, number]} */
@@ -800,11 +821,11 @@ class RelupathView extends HTMLElement {
       work.push(this.fill(column, question, depth, turn));
     }
     while (p.columns.children.length > count) p.columns.lastElementChild?.remove();
-    if (count > before) {
+    await Promise.all(work);
+    if (count > before && turn === this.turn) {  // now, as a moving page would slow what it waits for
       const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
       p.columns.scrollTo({ left: p.columns.scrollWidth, behavior: calm ? "instant" : "smooth" });
     }
-    await Promise.all(work);
     if (held < 0 || turn !== this.turn || this.contains(focused(this))) return;
     /** @type {HTMLElement | null} */
     const row = p.columns.children[Math.min(held, count - 1)].querySelector('button[tabindex="0"]');
