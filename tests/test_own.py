@@ -19,7 +19,7 @@ from asserts import assert_branches, assert_close, assert_complete, assert_same_
 from nets import Branches, Lambda, randomise
 from relupath import Greedy, find_paths, freeze, freezes, linear_model
 from relupath._gates import TABLE
-from relupath.errors import UnsupportedOperation, UsageError
+from relupath.errors import ModelError, UnsupportedOperation, UsageError
 
 
 class Snake(nn.Module):
@@ -131,7 +131,7 @@ def test_the_three_lines_of_the_documentation():
     assert linear_model(at_zero, 0).weight.tolist() == [[1.0, 0.0]]
 
 
-def test_a_slope_that_is_the_modules_parameter_stays_what_it_was_when_that_is_changed():
+def test_a_slope_that_is_the_modules_parameter_is_refused_once_that_was_changed():
     class Times(nn.Module):
         def __init__(self):
             super().__init__()
@@ -143,9 +143,11 @@ def test_a_slope_that_is_the_modules_parameter_stays_what_it_was_when_that_is_ch
     freezes(Times)(lambda module, h: module.slope)
     model = nn.Sequential(Times()).eval()
     frozen = freeze(model, torch.ones(1, 2, dtype=torch.float64))
+    assert linear_model(frozen, 0).weight.tolist() == [[0.7, 0.0]]
     with torch.no_grad():
         model[0].slope.mul_(2)
-    assert linear_model(frozen, 0).weight.tolist() == [[0.7, 0.0]]
+    with pytest.raises(ModelError, match="was overwritten since"):
+        linear_model(frozen, 0)
 
 
 def test_keyword_arguments_reach_the_slope():

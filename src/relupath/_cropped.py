@@ -72,7 +72,8 @@ def _relu(node: Any, crops: Crops, wanted: Channels) -> Pulled:
 
 
 def _slope(node: Any, crops: Crops, wanted: Channels) -> Pulled:
-    return [crops.with_values(crops.values * crops.take(node.slope).to(crops.values.dtype))]
+    (slope,) = node.saved_tensors or (node.slope,)
+    return [crops.with_values(crops.values * crops.take(slope).to(crops.values.dtype))]
 
 
 def _elementwise(node: Any, crops: Crops, wanted: Channels) -> Pulled:

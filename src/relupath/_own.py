@@ -117,6 +117,6 @@ def _rule(slope: Slope) -> Callable[[Call], Straight]:
         with torch.no_grad():
             rest = y - phi * h
             exact = bool((rest.abs() <= 16 * torch.finfo(y.dtype).eps * y.abs()).all())
-        return Straight(WithSlope.apply(h, (y,), phi.clone()), None if exact else rest)
+        return Straight(WithSlope.apply(h, (y,), phi, False), None if exact else rest)
 
     return freeze

@@ -28,16 +28,23 @@ class Straight(NamedTuple):
 
 
 class WithSlope(torch.autograd.Function):
-    """Identity on the value ``y`` whose derivative with respect to ``h`` is the given slope."""
+    """Identity on the value ``y`` whose derivative with respect to ``h`` is the given slope.
+
+    A slope that is not the rule's own may be written to by others, and is guarded as what autograd saves.
+    """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, y: tuple[Tensor], slope: Tensor) -> Tensor:
-        ctx.slope = slope  # the rule's own, which nobody else writes to
+    def forward(ctx: Any, h: Tensor, y: tuple[Tensor], slope: Tensor, own: bool = True) -> Tensor:
+        if own:
+            ctx.slope = slope
+        else:
+            ctx.save_for_backward(slope)
         return y[0]  # in a tuple, so that autograd does not take it for a view of an argument
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0] * ctx.slope.to(grads[0].dtype), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors or (ctx.slope,)
+        return grads[0] * slope.to(grads[0].dtype), None, None, None
 
 
 class Centred(torch.autograd.Function):
