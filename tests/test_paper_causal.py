@@ -12,7 +12,7 @@ import asked
 import causal
 import relupath
 from nets import randomise
-from relupath import models
+from relupath import images, models
 
 EXPECTED = Path(__file__).parents[1] / "paper" / "expected"
 
@@ -111,7 +111,7 @@ def test_the_first_picture_is_cut_as_checked_in(name, request, monkeypatch, unch
     if name == "creatures":
         monkeypatch.setattr(causal, "PARTITIONS", {"neurons": relupath.neurons})
         classifier = models.load("creatures")
-        model, x = classifier.model, classifier.prepare(asked.scene(asked.FIRST).image)
+        model, x = classifier.model, classifier.prepare(images.scene(asked.FIRST).image)
     else:
         data = request.getfixturevalue("data")
         words = ["--cifar10", data / "cifar10" / "test.zip", "--weights", data / "toycnn_cifar10.safetensors"]
