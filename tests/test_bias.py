@@ -106,6 +106,18 @@ def test_a_constant_that_is_added_twice_has_two_terms():
     assert (first != second).any()
 
 
+@pytest.mark.parametrize("join", [torch.cat, torch.stack])
+def test_putting_signals_together_adds_no_constant_and_a_constant_among_them_does(join):
+    body = randomise(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), 0)
+    pure = Lambda(lambda m, x: join([m.body(x), 2 * x], 1).flatten(1), body=body).eval()
+    row = nn.Parameter(torch.ones(1, 4, dtype=torch.float64))
+    mixed = Lambda(lambda m, x: join([m.body(x), m.row], 1).flatten(1), body=body, row=row).eval()
+    for net, names in ((pure, ["body.0.bias"]), (mixed, ["body.0.bias", "row"])):
+        frozen = freeze(net, example((4,), 0, 1))
+        assert list(bias_sources(frozen, weighted).by_source()) == names
+        assert_bias_adds_up(frozen, weighted)
+
+
 def test_a_constant_above_a_path_keeps_its_units():
     frozen = freeze(build("vgg"), inputs("vgg"))
     found = bias_sources(frozen, 0, Path.of([("features.3", (1, None, None))]))

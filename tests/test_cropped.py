@@ -82,6 +82,8 @@ WINDOWED = {
     "convolution, padding": lambda: nn.Conv2d(4, 3, (5, 3), padding=(3, 1)),
     "convolution, dilation": lambda: nn.Conv2d(4, 3, (3, 2), dilation=(2, 3), padding=1),
     "convolution, all": lambda: nn.Conv2d(4, 6, (3, 2), (2, 1), (2, 3), (1, 2), groups=2),
+    "convolution, to few": lambda: nn.Conv2d(4, 40, (3, 2), (2, 1), (2, 3), (1, 2)),
+    "convolutions, to few": lambda: nn.Sequential(nn.Conv2d(4, 40, 3, (2, 1), 1), nn.Conv2d(40, 3, 2)),
     "convolution, depthwise": lambda: nn.Conv2d(4, 8, 3, padding=1, groups=4),
     "convolution, same": lambda: nn.Conv2d(4, 3, 3, padding="same", dilation=2),
     "convolution, reflect": lambda: nn.Conv2d(4, 3, 3, padding=(2, 1), padding_mode="reflect"),
@@ -309,6 +311,45 @@ def test_windows_are_as_large_as_the_receptive_field():
 def test_windows_that_hold_nearly_all_become_the_whole_layer():
     frozen, upper, lower = between(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 7, padding=3)))
     assert pull(frozen, upper, lower, every_neuron(upper)).corners is None
+
+
+@pytest.mark.parametrize("name", [name for name in WINDOWED if name.startswith("convolution")])
+def test_cotangents_on_all_places_need_no_windows(name):
+    frozen, upper, lower = between(WINDOWED[name](), size=(10, 9))
+    values = torch.randn(3, *upper.shape, generator=torch.Generator().manual_seed(1), dtype=upper.output.dtype)
+    crops = Crops(values, upper.shape, torch.tensor([0, 1, 0]))
+    pulled, expected = pull(frozen, upper, lower, crops), full(frozen, upper, lower, crops)
+    assert pulled.corners is None
+    assert float((pulled.dense() - expected).abs().max()) <= ROUNDING * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", ["neurons", "channels", "two channels", "rows", "mixed", "few places", "line"])
+def test_placed_cotangents_are_what_was_placed(kind):
+    generator = torch.Generator().manual_seed(0)
+    shape = (40,) if kind == "line" else (16, 6, 5)
+    masks = torch.zeros(4, *shape, dtype=torch.bool)
+    for n, mask in enumerate(masks):
+        if kind in ("neurons", "mixed"):
+            mask[2 * n, n, 1] = True
+        if kind == "channels" or (kind == "mixed" and n == 1):
+            mask[3 * n] = True
+        if kind == "two channels":
+            mask[[n, 9 + n]] = True
+        if kind == "rows":
+            mask[:, n] = True
+        if kind == "few places":
+            mask[5, 2:5, 1:3] = True
+        if kind == "line":
+            mask[n : n + 9] = True
+    dense = torch.randn(masks.shape, generator=generator) * masks
+    positions = [mask.flatten().nonzero()[:, 0] for mask in masks]
+    crops = Crops.placed(
+        positions, [v.flatten()[p] for v, p in zip(dense, positions, strict=True)], shape, torch.zeros(4).long()
+    )
+    assert torch.equal(crops.dense(), dense)
+    expected = {"neurons": (1, 1, 1), "channels": (1, 6, 5), "two channels": (2, 6, 5), "rows": (16, 1, 5),
+                "mixed": (2, 6, 5), "few places": (1, 3, 2), "line": (40,)}  # fmt: skip
+    assert crops.values.shape[1:] == expected[kind]
 
 
 def test_the_dtype_of_a_number_written_in_forward_does_not_matter():

@@ -21,8 +21,8 @@ Pulled: TypeAlias = Sequence[Crops]
 """What an operation's arguments get, in their order."""
 
 
-PHASED = 8
-"""To so many channels a strided convolution goes back faster phase by phase."""
+FEW = 8
+"""To so many channels a convolution goes back faster as one matrix product, or phase by phase."""
 
 
 class NotCropped(Exception):
@@ -134,7 +134,9 @@ def _convolution(node: Any, crops: Crops, wanted: Channels) -> Pulled:
         z = torch.einsum("nc,cikl->nikl", values[:, :, 0, 0], weight)
     elif tuple(weight.shape[2:]) == (1, 1) == stride and groups == 1:
         z = (weight[:, :, 0, 0].T @ values.flatten(2)).unflatten(2, values.shape[2:])
-    elif weight.shape[1] <= PHASED and stride[0] == stride[1] > 1 and dilation == (1, 1) and groups == 1:
+    elif weight.shape[1] <= FEW and groups == 1 and weight[0].numel() <= len(weight):
+        z = _folded(values, weight, stride, dilation)
+    elif weight.shape[1] <= FEW and stride[0] == stride[1] > 1 and dilation == (1, 1) and groups == 1:
         z = _by_phase(values, weight, stride[0])
     elif crops.corners is None:
         sides = zip(shape[1:], values.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
@@ -163,6 +165,22 @@ def taken(node: Any, crops: Crops, wanted: Channels) -> int:
         below = wanted.shape[1] if wanted is not None and crops.channels is None else below
         own = 2 * above * below * math.prod(node._saved_weight.shape[2:]) * node._saved_weight.element_size()
     return max(crops.bytes_each, own)
+
+
+def _folded(
+    values: Float[Tensor, "N c h w"],
+    weight: Float[Tensor, "c d k l"],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Float[Tensor, "N d height width"]:
+    """The transposed convolution as one matrix product, of whose patches those that overlap are added.
+
+    To few channels this is faster, where the patches are no larger than what they come from.
+    """
+    taps = weight.shape[2:]
+    sizes = zip(values.shape[2:], taps, stride, dilation, strict=True)
+    ends = tuple((size - 1) * step + (k - 1) * wide + 1 for size, k, step, wide in sizes)
+    return F.fold(weight.flatten(1).T @ values.flatten(2), ends, taps, dilation, stride=stride)
 
 
 def _by_phase(

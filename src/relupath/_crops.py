@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -178,22 +180,52 @@ class Crops:
         found = Crops((values * inside[:, None])[:, :, None, None], self.shape, self.samples[which], corner, channels)
         return found if channel is None else found.of_channels(channel[:, None])
 
+    @classmethod
+    def placed(
+        cls,
+        positions: Sequence[Int[Tensor, " _"]],
+        values: Sequence[Float[Tensor, " _"]],
+        shape: tuple[int, ...],
+        samples: Int[Tensor, " N"],
+    ) -> Crops:
+        """Cotangents given by some of their entries each, in the smallest windows, with few channels.
+
+        Args:
+            positions: of the entries, counted through the whole place, in order.
+            values: the entries.
+            shape: of the place.
+            samples: to which sample each belongs.
+        """
+        area, named, channels = math.prod(shape[1:]), shape[0], None
+        used = [torch.unique_consecutive(p // area) for p in positions]
+        if len(shape) == 3 and few_channels(len(used[0]), named) and len({len(some) for some in used}) == 1:
+            channels, named = torch.stack(used), len(used[0])
+            positions = [
+                torch.searchsorted(some, p // area) * area + p % area for some, p in zip(used, positions, strict=True)
+            ]
+        whole = values[0].new_zeros(len(values), named, *shape[1:])
+        for row, where, entries in zip(whole, positions, values, strict=True):
+            row.view(-1)[where] = entries
+        return cls(whole, shape, samples, channels=channels).shrunk()
+
     def shrunk(self) -> Crops:
         """The same cotangents, which have no windows yet, in the smallest windows of one size, with few channels."""
-        if len(self.shape) != 3 or self.corners is not None or self.channels is not None:
+        if len(self.shape) != 3 or self.corners is not None:
             return self
-        live = self.values != 0
-        places, used = live.any(1), live.flatten(2).any(2)
+        crops = self
+        if self.channels is None:
+            used = self.values.flatten(2).any(2)
+            count = max(1, int(used.sum(1).max()))
+            if few_channels(count, self.shape[0]):
+                order = used.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+                crops = self.of_channels(order[:, :count])
+        places = crops.values.ne(0).any(1)
         ends = [_ends(places.any(axis)) for axis in (2, 1)]
         height, width = (int(size.max()) for _, size in ends)
-        crops, count = self, max(1, int(used.sum(1).max()))
         if height * width < WHOLE * self.shape[1] * self.shape[2]:
             last = self.shape[1] - height, self.shape[2] - width
             corners = torch.stack([first.clamp(max=most) for (first, _), most in zip(ends, last, strict=True)], 1)
-            crops = self.window(corners, (height, width))
-        if few_channels(count, self.shape[0]):
-            order = used.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-            crops = crops.of_channels(order[:, :count])
+            crops = crops.window(corners, (height, width))
         return crops
 
     def sum_into(self, total: Float[Tensor, "B *shape"], factors: Float[Tensor, " N"]) -> None:
@@ -263,7 +295,7 @@ def added(some: Sequence[Crops]) -> Crops:
             sizes = torch.tensor([list(crops.values.shape[2:]) for crops in some], device=starts.device)
             height, width = (starts + sizes[:, None] - starts.amin(0)).amax((0, 1)).tolist()
             some = [crops.window(starts.amin(0), (height, width)) for crops in some]
-    return some[0].with_values(torch.stack([crops.values for crops in some]).sum(0)).simplest()
+    return some[0].with_values(functools.reduce(torch.add, [crops.values for crops in some])).simplest()
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:

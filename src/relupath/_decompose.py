@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ._crops import Crops
@@ -198,18 +198,19 @@ class _Split:
         """The units of one level, the rest of it, and what does not pass it."""
         tree = self.tree
         chosen = self._best(pulled)
-        fronts = [{layer: v * mask} for layer, mask, v in ((l, self._mask(l, [i]), pulled[l]) for l, i in chosen)]
-        left = {l: v * ~self._mask(l, [i for m, i in chosen if m is l]) for l, v in pulled.items()} | stays
-        parts = self._weights(fronts)
+        units = [self._unit(pulled[layer], layer, index) for layer, index in chosen]
+        left = {l: v * ~self._mask(l, [u for u in units if u.layer is l]) for l, v in pulled.items()} | stays
+        parts = self._weights(units)
         others = [whole - sum(part) for whole, *part in zip(passing.weights, *parts, strict=True)]
         children = []
-        for (layer, index), mine, w in zip(chosen, fronts, parts, strict=True):
+        for (layer, index), unit, w in zip(chosen, units, parts, strict=True):
             step = Step(layer.name, tree.partitions[layer].units(index, layer.shape))
             path = Path((step, *node.path.steps), target=node.path.target)
-            alone, own = _divided(mine)
-            split = _Split(tree, _compact(layer, alone[layer]), [u / own for u in w], {layer.name: step}, at + 1,
-                           self.scale * own)  # fmt: skip
-            children.append(tree.node("path", path, tree.value(mine), w, split, self.scale))
+            own = float(scale_of(unit.values.abs().amax()))
+            split = _Split(
+                tree, unit.over(own, tree.sample), [u / own for u in w], {layer.name: step}, at + 1, self.scale * own
+            )
+            children.append(tree.node("path", path, unit.value(tree.sample), w, split, self.scale))
         if self._counts(left, others, passing.weights):
             steps = self._rest(pulled, stays, chosen)
             path = Path((Step.over(steps.values()), *node.path.steps), target=node.path.target)
@@ -233,23 +234,30 @@ class _Split:
         found.sort(key=lambda entry: -entry[0])
         return [(layer, index) for _, layer, index in found[: self.tree.width]]
 
-    def _mask(self, layer: Layer, indices: Sequence[int]) -> Bool[Tensor, "*shape"]:
-        """The neurons of some units."""
-        mask = torch.zeros(layer.output[0].numel(), dtype=torch.bool)
-        for index in indices:
-            mask[self.tree.partitions[layer].members(index, layer.shape)] = True
-        return mask.view(layer.shape).to(layer.output.device)
+    def _unit(self, v: Tensor, layer: Layer, index: int) -> _Unit:
+        """The part of a cotangent that stands on one unit."""
+        members = self.tree.partitions[layer].members(index, layer.shape).to(v.device)
+        values = v[self.tree.sample].flatten()[members]
+        live = values != 0
+        return _Unit(layer, members[live], values[live])
 
-    def _weights(self, fronts: Sequence[Front]) -> list[list[Tensor]]:
-        """The weights of several fronts on one layer each, in batched products."""
+    def _mask(self, layer: Layer, units: Sequence[_Unit]) -> Bool[Tensor, "*shape"]:
+        """The live neurons of some units."""
+        mask = torch.zeros(layer.output[0].numel(), dtype=torch.bool, device=layer.output.device)
+        for unit in units:
+            mask[unit.positions] = True
+        return mask.view(layer.shape)
+
+    def _weights(self, units: Sequence[_Unit]) -> list[list[Tensor]]:
+        """The weights of several units, in batched products."""
         tree, inputs = self.tree, self.tree.frozen.inputs
         products = Products(tree.frozen, at_once(tree.frozen.output.device))
-        found: list[list[Tensor]] = [[] for _ in fronts]
-        for layer in dict.fromkeys(layer for front in fronts for layer in front):
-            mine = [(weights, front[layer]) for weights, front in zip(found, fronts, strict=True) if layer in front]
-            cotangents = torch.stack([v[tree.sample] for _, v in mine])
-            samples = torch.full((len(mine),), tree.sample, device=cotangents.device)
-            crops = Crops(cotangents, layer.shape, samples).shrunk()
+        found: list[list[Tensor]] = [[] for _ in units]
+        for layer in dict.fromkeys(unit.layer for unit in units):
+            mine = [(weights, unit) for weights, unit in zip(found, units, strict=True) if unit.layer is layer]
+            positions, values = [unit.positions for _, unit in mine], [unit.values for _, unit in mine]
+            samples = torch.full((len(mine),), tree.sample, device=values[0].device)
+            crops = Crops.placed(positions, values, layer.shape, samples)
             for x in inputs:
                 for part, pulled in products.parts(layer, crops, x):
                     for (weights, _), weight in zip(mine[part], pulled.dense(), strict=True):
@@ -289,14 +297,31 @@ def _divided(front: Front) -> tuple[Front, float]:
     return {layer: v / own for layer, v in front.items()}, own
 
 
-def _compact(layer: Layer, v: Tensor) -> Callable[[], Front]:
-    """Gives a cotangent of which few entries are not zero, kept in little memory."""
-    places = v.nonzero(as_tuple=True)
-    values = v[places]
+@dataclass(frozen=True, eq=False)
+class _Unit:
+    """A cotangent that stands on the neurons of one unit.
 
-    def front() -> Front:
-        whole = torch.zeros_like(layer.output)
-        whole[places] = values
-        return {layer: whole}
+    Attributes:
+        layer: the layer.
+        positions: of those neurons where it is not zero, in the flattened layer.
+        values: there.
+    """
 
-    return front
+    layer: Layer
+    positions: Int[Tensor, " n"]
+    values: Tensor
+
+    def value(self, sample: int) -> float:
+        """The value of the terms with this cotangent."""
+        return float((self.values * self.layer.output[sample].flatten()[self.positions]).double().sum())
+
+    def over(self, scale: float, sample: int) -> Callable[[], Front]:
+        """Gives the cotangent divided by a scale."""
+        values = self.values / scale
+
+        def front() -> Front:
+            whole = torch.zeros_like(self.layer.output)
+            whole[sample].view(-1)[self.positions] = values
+            return {self.layer: whole}
+
+        return front

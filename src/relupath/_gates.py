@@ -94,6 +94,11 @@ def _sum(call: Call) -> Straight:
     return _linear(call) if pure else _affine(call)
 
 
+def _joined(call: Call) -> Straight:
+    """Affine, and without a constant when all that is put together are signals."""
+    return _linear(call) if all(t.requires_grad for t in call.tensors) else _affine(call)
+
+
 def _biased(call: Call) -> Straight:
     """Convolution and linear maps: the constant is the bias, broadcast over locations."""
     weight, bias = call.argument(1, "weight"), call.argument(2, "bias")
@@ -275,7 +280,8 @@ NAMES: tuple[tuple[Rule, str], ...] = (
         Rule("affine", _sum, shifts=True),
         "add add_ sub sub_ subtract rsub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__",
     ),
-    (Rule("affine", _affine), "cat concat concatenate stack hstack vstack where masked_fill masked_fill_ pad"),
+    (Rule("affine", _joined), "cat concat concatenate stack hstack vstack"),
+    (Rule("affine", _affine), "where masked_fill masked_fill_ pad"),
     (Rule("affine", _resampled), "grid_sample grid_sampler"),
     (Rule("affine", _affine), "__setitem__ copy_ index_put index_put_ index_copy index_copy_"),
     # multiplying
