@@ -114,9 +114,16 @@ class Crops:
         if self.corners is None and self.channels is None:
             return self.values
         whole = self.values.new_zeros(len(self), *self.shape)
-        alone = replace(self, samples=torch.arange(len(self), device=whole.device))
+        self.write_to(whole, torch.arange(len(self), device=whole.device))
+        return whole
+
+    def write_to(self, whole: Float[Tensor, "M ..."], rows: Int[Tensor, " N"]) -> None:
+        """Write each cotangent to a row of its own of a tensor that is zero there."""
+        if self.corners is None and self.channels is None:
+            whole[rows] = self.values
+            return
         outside = self.corners is not None and bool((self.corners < 0).any() or (self._last() > 0).any())
-        return whole.index_put_(alone._places(), self.values, accumulate=outside)
+        whole.index_put_(replace(self, samples=rows)._places(), self.values, accumulate=outside)
 
     def all_channels(self) -> Crops:
         """The same with every channel in its place."""

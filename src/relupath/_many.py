@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._crops import Crops, few_channels, joined
 from ._frozen import Frozen
-from ._linear import PathModel, column, inner, mask_of_step, refuse_order, scale_of
+from ._linear import PathModel, column, mask_of_step, refuse_order, scale_of
 from ._memory import at_once
 from ._paths import Path, Step
 from ._products import Products
@@ -65,8 +65,10 @@ def linear_models(
         value[end.path] = end.crops.dot(end.layer.output)[0][end.row].to(value.dtype)
     whole = torch.tensor([not path for path in paths], device=value.device)
     value = torch.where(whole, functional.value, (value * factor).to(functional.value.dtype))
-    weights = tuple(w * column(factor.to(w.dtype), w) for w in _weights(products, ends, rows))
-    bias = value - inner(weights, [x.output[rows] for x in frozen.inputs])
+    weights, weight_part = _weights(products, ends, rows)
+    if bool((factor != 1).any()):
+        weights = tuple(w.mul_(column(factor.to(w.dtype), w)) for w in weights)
+    bias = value - (weight_part * factor).to(value.dtype)
     return PathModel(weights if len(weights) > 1 else weights[0], bias, value, functional.labels)
 
 
@@ -259,14 +261,19 @@ def _cut(pulled: Crops, rows: Sequence[int], steps: Sequence[Step], layer: Layer
     return pulled.units(which, channel, corner)
 
 
-def _weights(products: Products, ends: Sequence[_Piece], samples: Int[Tensor, " K"]) -> tuple[Tensor, ...]:
-    """The weights of all paths for each explained input."""
+def _weights(
+    products: Products, ends: Sequence[_Piece], samples: Int[Tensor, " K"]
+) -> tuple[tuple[Tensor, ...], Float[Tensor, " K"]]:
+    """The weights of all paths for each explained input, and ``<W, x>``."""
     frozen = products.frozen
     weights = tuple(x.output.new_zeros(len(samples), *x.shape) for x in frozen.inputs)
+    weight_part = torch.zeros(len(samples), dtype=torch.float64, device=samples.device)
     for end in ends:
         path, row = (torch.tensor(numbers, device=samples.device) for numbers in (end.path, end.row))
         for x, weight in zip(frozen.inputs, weights, strict=True):
             for part, pulled in products.parts(end.layer, end.crops, x):
                 mine = (row >= part.start) & (row < part.stop)
-                weight[path[mine]] = pulled.dense()[row[mine] - part.start]
-    return weights
+                some = pulled.select(row[mine] - part.start)
+                some.write_to(weight, path[mine])
+                weight_part[path[mine]] += some.dot(x.output)[0]
+    return weights, weight_part
