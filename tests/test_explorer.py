@@ -354,6 +354,17 @@ def test_the_picture_not_asked_for_the_longest_goes_first():
     assert one.add(photo(1)) == b
 
 
+def test_pictures_stand_in_the_order_in_which_they_were_opened():
+    one = Explorer(tiny(), pictures=3)
+    a, b, c = (one.add(photo(number)) for number in range(3))
+    for key in (b, a):
+        one.answer({"ask": "open", "picture": key})
+    assert one.add(photo(1)) == b
+    assert [held["id"] for held in one.answer({"ask": "hello"})["pictures"]] == [a, b, c]
+    d = one.add(photo(3))
+    assert [key for key, _ in one.shelf.names()] == [a, b, d]
+
+
 def test_few_pictures_stay_recorded_and_others_are_recorded_anew():
     one = Explorer(tiny(), recordings=2)
     keys = [one.add(photo(number)) for number in range(3)]

@@ -94,12 +94,13 @@ class Shelf:
     def __init__(self, record: Callable[[Tensor], Frozen], pictures: int, recordings: int, max_bytes: int) -> None:
         self.record, self.pictures, self.recordings, self.max_bytes = record, pictures, recordings, max_bytes
         self.model = threading.RLock()
-        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._held: dict[str, Held] = {}
+        self._used: OrderedDict[str, None] = OrderedDict()
         self._recorded: OrderedDict[str, Recording] = OrderedDict()
         self._lock = threading.Lock()
 
     def names(self) -> list[tuple[str, str]]:
-        """Key and name of every picture, the newest last."""
+        """Key and name of every picture, in the order in which they were opened."""
         with self._lock:
             return [(key, held.name) for key, held in self._held.items()]
 
@@ -109,9 +110,11 @@ class Shelf:
         key = hashlib.sha256(held.name.encode(errors="replace") + data).hexdigest()[:12]
         with self._lock:
             self._held[key] = held
-            self._held.move_to_end(key)
+            self._used[key] = None
+            self._used.move_to_end(key)
             while len(self._held) > self.pictures:
-                gone, _ = self._held.popitem(last=False)
+                gone, _ = self._used.popitem(last=False)
+                del self._held[gone]
                 self._recorded.pop(gone, None)
         return key
 
@@ -163,7 +166,7 @@ class Shelf:
             held = self._held.get(key)
             if held is None:
                 raise PictureGone("this picture is not held any longer: open it again")
-            self._held.move_to_end(key)
+            self._used.move_to_end(key)
             if key in self._recorded:
                 self._recorded.move_to_end(key)
             return held, self._recorded.get(key)
