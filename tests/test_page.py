@@ -102,8 +102,12 @@ def column(page, number):
     return shares, printed, number_in(place.locator("footer .number").inner_text()), place
 
 
+def numbers_in(text):
+    return [float(one.replace("\N{MINUS SIGN}", "-")) for one in re.findall(r"\N{MINUS SIGN}?\d[\d.]*", text)]
+
+
 def number_in(text):
-    return float(re.search(r"[\N{MINUS SIGN}\d.]+", text)[0].replace("\N{MINUS SIGN}", "-"))
+    return numbers_in(text)[0]
 
 
 def test_three_levels_show_the_numbers_of_the_library_and_add_up(visit, frozen):
@@ -115,7 +119,10 @@ def test_three_levels_show_the_numbers_of_the_library_and_add_up(visit, frozen):
         assert shares.keys() == expected.keys()
         assert all(abs(shares[key] - value) <= 1e-5 * abs(node.value) for key, value in expected.items())
         digits = len(place.locator("footer .number").inner_text().partition(".")[2])
-        assert abs(sum(printed) - total) <= len(printed) * 0.5 * 10**-digits + 1e-9
+        assert round(sum(printed), digits) == total == round(node.value, digits)
+        assert all(abs(one - value) < 10**-digits for one, value in zip(printed, shares.values(), strict=True))
+        for value, parts in zip(printed, place.locator(".share .parts").all_inner_texts(), strict=True):
+            assert "bias" not in parts or round(sum(numbers_in(parts)), digits) == value
         assert abs(sum(shares.values()) - node.value) <= 1e-4 * sum(map(abs, shares.values()))
         place.locator(".share").nth(1).click()
         idle(page)
@@ -129,6 +136,13 @@ def test_three_levels_show_the_numbers_of_the_library_and_add_up(visit, frozen):
             )
             difference = float(page.locator(".strip .map.contrast").get_attribute("data-value"))
             assert difference == pytest.approx(node.value - other, rel=1e-3)
+        figures = page.locator(".strip .map").all()
+        one, other, contrasted = (
+            [number_in(figure.locator(".number").inner_text()), *numbers_in(figure.locator(".parts").inner_text())]
+            for figure in figures
+        )
+        assert [a - b for a, b in zip(one, other, strict=True)] == pytest.approx(contrasted, abs=1e-9)
+        assert all(weights + bias == pytest.approx(value, abs=1e-9) for value, weights, bias in (one, other))
     assert page.locator(".crumbs li").count() == 4
     page.locator(".checked", has_text="two independent routes").wait_for()
 
@@ -250,6 +264,34 @@ def test_a_found_path_is_of_the_search_and_the_class_it_was_found_for(visit):
     tiles.first.wait_for()  # a click meanwhile does not lose the search
 
 
+def test_printed_numbers_add_up_and_names_are_cut_at_dots(visit):
+    page = visit()
+    adding = "([values, total, scale]) => import('/relupath.js').then((m) => m.adding(values, total, scale))"
+    cases = [
+        ([1 / 3, 1 / 3, 1 / 3], 1.0, 2, [0.34, 0.33, 0.33]),
+        ([0.125, -0.374, 1.249], 1.0, 1, [0.1, -0.4, 1.3]),
+        ([0.0, 2.004, -0.004], 2.0, 2, [0.0, 2.0, 0.0]),
+        ([0.0, 0.0], 0.03, 2, [0.02, 0.01]),  # what does not add up is still near its total
+    ]
+    for values, total, digits, printed in cases:
+        found = page.evaluate(adding, [values, total, {"factor": 1, "digits": digits}])
+        assert found == pytest.approx(printed, abs=1e-9)
+    short = "key => import('/relupath.js').then((m) => m.short(key))"
+    names = {
+        "features.12.expand3x3_activation[c192]": "\N{HORIZONTAL ELLIPSIS}expand3x3_activation[c192]",
+        "layer4.2.bn1.relu[y1,x2]": "layer4.2.bn1.relu[y1,x2]",
+        "model.layer4.2.bn1.relu[y1,x2]": "\N{HORIZONTAL ELLIPSIS}layer4.2.bn1.relu[y1,x2]",
+        "stage.0.left_branch[c1][... 9 more] | stage.0.right_branch[c2]": (
+            "\N{HORIZONTAL ELLIPSIS}0.left_branch[c1][... 9 more] | \N{HORIZONTAL ELLIPSIS}0.right_branch[c2]"
+        ),
+        "rest": "rest",
+    }
+    assert {key: page.evaluate(short, key) for key in names} == names
+    page.locator(".column .share").first.click()
+    whole = page.locator(".column .share").first.get_attribute("data-key")
+    assert page.locator(".crumbs button").last.get_attribute("title") == whole
+
+
 def test_settings_survive_a_reload_and_the_way_back(visit):
     page = visit()
     page.get_by_text("Colours", exact=True).click()
@@ -279,6 +321,35 @@ def test_settings_survive_a_reload_and_the_way_back(visit):
     page.go_back()
     idle(page)
     assert (page.get_by_label("width").input_value(), page.locator(".column .share").count()) == ("6", 8)
+
+
+def test_open_panels_are_in_the_link(visit):
+    page = visit()
+    panels = page.locator("details.panel:not([hidden])")
+
+    def opened():
+        return panels.evaluate_all("all => all.map((one) => one.open)")
+
+    assert (opened(), "open=" in page.url) == ([True, False, False, False], False)
+    for name in ("Units", "Colours", "Where the bias enters"):
+        page.get_by_text(name, exact=True).click()
+    page.locator(".layers li").first.wait_for()
+    assert (opened(), "open=colours.bias" in page.url) == ([False, True, False, True], True)
+    page.reload()
+    page.locator(".layers li").first.wait_for()
+    assert opened() == [False, True, False, True]
+    page.locator(".column .share").first.click()
+    idle(page)
+    for name in ("Colours", "Where the bias enters"):
+        page.get_by_text(name, exact=True).click()
+    page.wait_for_url("**&open=")
+    page.reload()
+    page.wait_for_selector(".column .share")
+    assert opened() == [False] * 4
+    page.go_back()
+    idle(page)
+    page.locator(".layers li").first.wait_for()
+    assert opened() == [False, True, False, True]
 
 
 def test_the_keyboard_alone_is_enough(visit):
@@ -362,13 +433,41 @@ def test_anybody_can_use_it(visit, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_another_photo_and_none(visit, tmp_path):
-    page = visit()
-    photo = tmp_path / "a<b>.png"
-    relupath.images.noise(64).image.save(photo)
-    page.locator("input[type=file]").set_input_files(photo)
-    page.locator(".top option", has_text="a<b>.png").wait_for(state="attached")
-    page.locator(".column .share").first.wait_for()
+def test_another_photo_chosen_dropped_pasted_or_none(visit, tmp_path):
+    page = visit(permissions=["clipboard-read", "clipboard-write"])
+    chosen, dropped = tmp_path / "a<b>.png", tmp_path / "dropped.png"
+    relupath.images.noise(64).image.save(chosen)
+    relupath.images.scene(3).image.save(dropped)
+    names, current = page.locator(".top select option"), page.locator(".top select option:checked")
+    page.locator("input[type=file]").set_input_files(chosen)
+    names.locator("text='a<b>.png'").wait_for(state="attached")
+    idle(page)
+    drag(page, dropped, "dragEnter", "dragOver")
+    page.wait_for_selector("relupath-view[data-drop]")
+    drag(page, dropped, "drop")
+    names.locator("text=dropped.png").wait_for(state="attached")
+    page.wait_for_selector("relupath-view:not([data-drop]):not([data-busy])")
+    page.evaluate(
+        """() => new Promise((done) => document.querySelector('.photo canvas').toBlob(async (blob) =>
+           done(await navigator.clipboard.write([new ClipboardItem({ [blob.type]: blob })]))))"""
+    )
+    page.keyboard.press("Control+V")
+    names.locator("text=image.png").wait_for(state="attached")
+    idle(page)
+    best = page.locator(".classes .chosen .name").inner_text()
+    page.select_option(".top select", label="dropped.png")
+    idle(page)
+    assert page.locator(".classes .chosen .name").inner_text() == best  # the same picture came by both ways
+    assert names.all_inner_texts()[:3] == ["image.png", "dropped.png", "a<b>.png"]  # in the order of opening
     visit.refusals.append("a browser logs a refused request by itself")
     page.evaluate("document.querySelector('relupath-view').upload(new File([], 'nothing.png'))")
     page.locator(".alert", has_text="empty").wait_for()
+    assert current.inner_text() == "dropped.png"
+
+
+def drag(page, file, *events):
+    """Drag a file over the page as a hand does, with the browser's own events."""
+    session = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+    for event in events:
+        session.send("Input.dispatchDragEvent", {"type": event, "x": 300, "y": 780, "data": data})

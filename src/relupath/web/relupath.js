@@ -25,7 +25,7 @@
  * @typedef {{picture: string, target: number | null, against: number | null, on: string, partition: string,
  *            layers: string | null, width: number, root: string, path: string[], search: string,
  *            numbers: Record<string, number>, cut: boolean, pins: string[], sign: string, clip: number,
- *            opacity: number, colours: string, grain: number, theme: string}} State
+ *            opacity: number, colours: string, grain: number, theme: string, open: string}} State
  */
 
 // ---------------------------------------------------------------------------------------------------- questions
@@ -40,7 +40,7 @@ const ASKED = {
 const DEFAULTS = {
   picture: "", target: null, against: null, on: "target", partition: "channels", layers: null, width: 6, root: "",
   path: [], search: "greedy", numbers: {}, cut: false, pins: [], sign: "both", clip: 99.5, opacity: 0.9,
-  colours: "RdBu", grain: 0, theme: "auto",
+  colours: "RdBu", grain: 0, theme: "auto", open: "units",
 };
 
 const ROLES = ["target", "against", "contrast"];
@@ -187,10 +187,32 @@ export function scaleOf(values) {
   return { factor: 1, digits: Math.max(0, Math.min(5, 3 - exponent)), exponent: 0 };
 }
 
+/** The last digit that is printed. @param {{factor: number, digits: number}} scale */
+const unitOf = (scale) => scale.factor / 10 ** scale.digits;
+
 /** @param {number} value @param {{factor: number, digits: number}} scale */
 export function told(value, scale) {
   const text = (value / scale.factor).toFixed(scale.digits);
   return signed(Number(text) === 0 ? text.replace("-", "") : text);
+}
+
+/**
+ * Numbers as they are printed, so that what is printed adds up: each is rounded down or up, up where the most is lost.
+ * @param {number[]} values @param {number} total @param {{factor: number, digits: number}} scale
+ */
+export function adding(values, total, scale) {
+  const unit = unitOf(scale), low = values.map((value) => Math.floor(value / unit));
+  const missing = Math.round(total / unit) - low.reduce((sum, value) => sum + value, 0);
+  const order = values.map((_, i) => i).sort((i, j) => values[j] / unit - low[j] - (values[i] / unit - low[i]));
+  const every = Math.floor(missing / values.length), some = missing - every * values.length;
+  order.forEach((i, place) => (low[i] += every + (place < some ? 1 : 0)));
+  return low.map((value) => value * unit);
+}
+
+/** Value, weight part and bias as they are printed. @param {Row | Share} row @param {{factor: number, digits: number}} scale */
+function printedOf({ value, weight_part, bias }, scale) {
+  const [whole] = adding([value], value, scale);
+  return [whole, ...adding([weight_part, bias], whole, scale)];
 }
 
 /** A number by itself. @param {number} value */
@@ -472,7 +494,7 @@ class RelupathView extends HTMLElement {
     try {
       this.hello = /** @type {Hello} */ (await this.ask({ ask: "hello" }));
       if (this.state.picture === "") this.state.picture = this.hello.pictures.at(-1)?.id ?? "";
-      if (this.host.linked && this.state.picture !== "") history.replaceState(null, "", `#${toLink(this.state)}`);
+      this.relink();
       this.greet();
       await this.show();
     } catch (error) {
@@ -522,10 +544,23 @@ class RelupathView extends HTMLElement {
   /** Change how maps look. @param {Partial<State>} changes */
   look(changes) {
     Object.assign(this.state, changes);
-    if (this.host.linked) history.replaceState(null, "", `#${toLink(this.state)}`);
+    this.relink();
     this.controls();
     cancelAnimationFrame(this.frame ?? 0);
     this.frame = requestAnimationFrame(() => this.repaint());
+  }
+
+  /** A panel was opened or closed. */
+  toggled() {
+    const panels = /** @type {NonNullable<typeof this.parts>} */ (this.parts).panels;
+    this.state.open = Object.entries(panels).filter(([, panel]) => panel.open).map(([name]) => name).join(".");
+    this.relink();
+    if (panels.bias.open) this.showBias(this.turn);
+  }
+
+  /** The link of the state, in place of the one that is there. */
+  relink() {
+    if (this.host.linked && this.state.picture !== "") history.replaceState(null, "", `#${toLink(this.state)}`);
   }
 
   repaint() {
@@ -569,7 +604,7 @@ class RelupathView extends HTMLElement {
       await Promise.all([this.showStrip(turn), this.showCut(turn), this.showPins(turn)]);
       if (turn !== this.turn) return;
       this.message("");
-      if (p.bias.open) this.showBias(turn);
+      if (p.panels.bias.open) this.showBias(turn);
       this.check(turn);
     } catch (error) {
       if (turn === this.turn) this.refused(error);
@@ -594,7 +629,7 @@ class RelupathView extends HTMLElement {
   refused(error) {
     const p = this.parts;
     if (!p) return;
-    for (const role of ROLES) if (p.strip[role].button.classList.contains("waiting")) this.tell(role, null, scaleOf([]), "");
+    for (const role of ROLES) if (p.strip[role].button.classList.contains("waiting")) this.tell(role, null, scaleOf([]), [], "");
     p.after.replaceChildren();
     p.after.hidden = true;
     p.view.toggleAttribute("data-old", keyOf(this.question("open")) !== this.shown);
@@ -635,7 +670,7 @@ class RelupathView extends HTMLElement {
     p.names.replaceChildren(...hello.classes.map((name) => h("option", { value: name })));
     const still = this.host.command !== undefined;
     for (const control of [p.partition, p.heads, p.width, p.layers]) control.disabled = still;
-    for (const control of [p.another, p.jump, p.searches]) control.hidden = still;
+    for (const control of [p.another, p.jump, p.panels.search]) control.hidden = still;
     this.controls();
   }
 
@@ -655,6 +690,7 @@ class RelupathView extends HTMLElement {
       p.search.value = s.search;
     }
     this.numbersOf();
+    for (const [name, panel] of Object.entries(p.panels)) panel.open = s.open.split(".").includes(name);
     this.toggleAttribute("data-dark", s.theme === "dark");
     this.toggleAttribute("data-light", s.theme === "light");
   }
@@ -730,21 +766,23 @@ class RelupathView extends HTMLElement {
     const above = column?.dataset.key === asked ? this.seen.get(column) : undefined;
     const share = above?.children.find((child) => child.key === path.at(-1));
     if (share) {
-      this.tell(on, share, scaleOf([share.value, share.weight_part]));
+      const scale = scaleOf([share.value, share.weight_part]);
+      this.tell(on, share, scale, printedOf(share, scale));
       this.group("strip", [{ canvas: p.strip[on].canvas, map: share.map }]);
     }
   }
 
-  /** One figure of the strip. @param {string} role @param {Row | Share | null} row @param {{factor: number, digits: number, exponent: number}} scale @param {string} [missing] */
-  tell(role, row, scale, missing = "only units have a map for each class") {
+  /** One figure of the strip. @param {string} role @param {Row | Share | null} row @param {{factor: number, digits: number, exponent: number}} scale @param {number[]} printed @param {string} [missing] */
+  tell(role, row, scale, printed, missing = "only units have a map for each class") {
     const p = this.parts, opened = this.opened;
     if (!p || !opened) return;
     const { button, value, parts, canvas } = p.strip[role], title = this.titles(opened)[role];
     button.classList.remove("waiting");
     button.classList.toggle("nothing", row === null || row.map === null);
     button.dataset.value = row ? String(row.value) : "";
-    value.textContent = row ? told(row.value, scale) + times(scale) : "\u2013";
-    parts.textContent = row ? `weights ${told(row.weight_part, scale)}  bias ${told(row.bias, scale)}` : missing;
+    const [whole, weights, constants] = printed.map((number) => told(number, scale));
+    value.textContent = row ? whole + times(scale) : "\u2013";
+    parts.textContent = row ? `weights ${weights}  bias ${constants}` : missing;
     canvas.setAttribute("aria-label", row ? `map of what the pixels add to ${title}: ${alone(row.value)}` : "no map");
   }
 
@@ -760,7 +798,9 @@ class RelupathView extends HTMLElement {
     /** @type {(Row | Share | null)[]} */
     const rows = ROLES.map((role, i) => asked ? asked[i] : role === this.state.on ? above?.children.find((c) => c.key === last) ?? null : null);
     const scale = scaleOf(rows.flatMap((row) => (row ? [row.value, row.weight_part] : [])));
-    rows.forEach((row, i) => this.tell(ROLES[i], row, scale));
+    const printed = rows.map((row) => (row ? printedOf(row, scale) : []));
+    if (asked) printed[2] = printed[0].map((number, i) => number - printed[1][i]);
+    rows.forEach((row, i) => this.tell(ROLES[i], row, scale, printed[i]));
     await this.group("strip", rows.map((row, i) => ({ canvas: p.strip[ROLES[i]].canvas, map: row ? row.map : null })));
   }
 
@@ -787,12 +827,12 @@ class RelupathView extends HTMLElement {
   crumbs() {
     const p = this.parts, opened = this.opened, { root, path } = this.state;
     if (!p || !opened) return;
-    const crumb = (/** @type {string} */ text, /** @type {Partial<State>} */ to, /** @type {boolean} */ current) =>
-      h("li", {}, h("button", { type: "button", "aria-current": current ? "true" : null, onclick: () => this.go({ ...to, cut: false }) }, text));
+    const crumb = (/** @type {string} */ name, /** @type {Partial<State>} */ to, /** @type {boolean} */ current, text = name) =>
+      h("li", {}, h("button", { type: "button", title: name, "aria-current": current ? "true" : null, onclick: () => this.go({ ...to, cut: false }) }, text));
     const whole = this.titles(opened)[this.state.on];
     const items = [crumb(whole, { root: "", path: [] }, root === "" && path.length === 0)];
     if (root !== "") items.push(crumb(root.startsWith("found:") ? `${this.state.search}, path ${Number(root.slice(6)) + 1}` : root, { path: [] }, path.length === 0));
-    path.forEach((key, i) => items.push(crumb(short(key), { path: path.slice(0, i + 1) }, i === path.length - 1)));
+    path.forEach((key, i) => items.push(crumb(key, { path: path.slice(0, i + 1) }, i === path.length - 1, short(key))));
     refill(p.crumbs, items);
     const unit = (path.length > 0 || root !== "") && !["bias", "by-pass"].includes(path.at(-1) ?? "");
     p.cut.disabled = !unit || this.host.command !== undefined;
@@ -876,28 +916,29 @@ class RelupathView extends HTMLElement {
     const title = children.length === 0 ? "nothing below" : (layers.length > 1 ? `${common} \u00b7 ${[...own.values()].join(" | ")}` : layers[0] ?? "below");
     /** @type {{canvas: HTMLCanvasElement, map: WireMap | null, scaled: boolean}[]} */
     const members = [];
-    const items = children.map((share) => {
+    const sum = children.reduce((total, c) => total + c.value, 0);
+    const size = children.reduce((total, c) => total + Math.abs(c.value), Math.abs(node.value));
+    const adds = Math.abs(sum - node.value) <= 1e-4 * size, total = Math.abs(sum - node.value) < unitOf(scale) / 2 ? node.value : sum;
+    const printed = adding(children.map((c) => c.value), total, scale);
+    const items = children.map((share, i) => {
       const canvas = h("canvas", { class: "thumb", width: 1, height: 1, role: "img", "aria-label": share.map ? "its map" : "no map" });
       members.push({ canvas, map: share.map, scaled: share.kind === "path" });
       const bar = h("span", { class: share.value < 0 ? "bar less" : "bar" });
       bar.style.setProperty("--share", String(Math.abs(share.value) / most));
-      const name = nameOf(share, own);
+      const name = nameOf(share, own), [weights, constants] = adding([share.weight_part, share.bias], printed[i], scale);
       return h("li", {}, h("button", {
         type: "button", class: `share ${share.kind}`, "data-key": share.key, "data-value": share.value,
         title: `${share.key}: ${share.value}`,
         onclick: () => this.choose(prefix, share.key),
-      }, canvas, h("span", { class: "unit" }, name), h("span", { class: "number" }, told(share.value, scale)), bar,
-      h("span", { class: "parts" }, share.kind === "bias" ? "constants, no map" : `weights ${told(share.weight_part, scale)}  bias ${told(share.bias, scale)}`)));
+      }, canvas, h("span", { class: "unit" }, name), h("span", { class: "number" }, told(printed[i], scale)), bar,
+      h("span", { class: "parts" }, share.kind === "bias" ? "constants, no map" : `weights ${told(weights, scale)}  bias ${told(constants, scale)}`)));
     });
-    const sum = children.reduce((total, c) => total + c.value, 0);
-    const size = children.reduce((total, c) => total + Math.abs(c.value), Math.abs(node.value));
-    const adds = Math.abs(sum - node.value) <= 1e-4 * size;
     column.replaceChildren(
       h("header", {}, h("h3", { title }, title), h("p", {}, `${told(node.value, scale)}${times(scale)} is the sum of`)),
       h("ol", {}, ...items),
       h("footer", { "data-sum": sum, "data-value": node.value, class: adds ? null : "wrong" },
         children.length === 0 ? "Here the path ends."
-          : h("span", {}, children.length === 1 ? "1 share" : `${children.length} shares`), h("span", { class: "number" }, children.length ? `\u03a3 ${told(sum, scale)}` : "")));
+          : h("span", {}, children.length === 1 ? "1 share" : `${children.length} shares`), h("span", { class: "number" }, children.length ? `\u03a3 ${told(total, scale)}` : "")));
     column.dataset.filled = "yes";
     column.setAttribute("aria-label", `shares on ${title}`);
     this.group(`column ${column.dataset.key}`, members);
@@ -932,7 +973,7 @@ class RelupathView extends HTMLElement {
         cell(score.probability), cell(then?.probability ?? 0));
     });
     p.after.replaceChildren(
-      h("h2", {}, `Without ${short(cut.cut)}`),
+      h("h2", { title: cut.cut }, `Without ${short(cut.cut)}`),
       h("p", { class: "numbers" },
         `${this.titles(opened)[this.state.on]} ${told(cut.value, scale)} \u2192 `, h("strong", {}, told(cut.ablated, scale)), times(scale),
         ` (its share predicts ${told(cut.without_path, scale)}; the rest is gates that move)`),
@@ -991,10 +1032,11 @@ class RelupathView extends HTMLElement {
       const scale = scaleOf([total, ...layers.map(({ value }) => value)]);
       const most = Math.max(...layers.map(({ value }) => Math.abs(value)), 1e-300);
       const canvas = h("canvas", { role: "img", "aria-label": "where the bias lies" });
-      const items = layers.map(({ layer, value }) => {
+      const printed = adding(layers.map(({ value }) => value), total, scale);
+      const items = layers.map(({ layer, value }, i) => {
         const bar = h("span", { class: value < 0 ? "bar less" : "bar" });
         bar.style.setProperty("--share", String(Math.abs(value) / most));
-        return h("li", { "data-value": value }, h("span", { class: "unit", title: layer }, layer === "output" ? "above the last layer" : layer), h("span", { class: "number" }, told(value, scale)), bar);
+        return h("li", { "data-value": value }, h("span", { class: "unit", title: layer }, layer === "output" ? "above the last layer" : layer), h("span", { class: "number" }, told(printed[i], scale)), bar);
       }).reverse();
       p.biases.replaceChildren(h("div", { class: "map" }, canvas), h("div", {},
         h("p", {}, `All constants together add ${told(total, scale)}${times(scale)} to ${this.titles(opened)[this.state.on]}; ${told(bias.unplaced, scale)} of it has no place in the picture. By the layer below which they enter:`),
@@ -1041,7 +1083,7 @@ class RelupathView extends HTMLElement {
     if (!p) return;
     const key = p.found.dataset.key;
     if (key === undefined && root.startsWith("found:")) {
-      p.searches.open = true;
+      p.panels.search.open = true;
       this.findPaths();
     } else if (key !== undefined && key !== "") {
       const { search, numbers } = JSON.parse(key);
@@ -1331,7 +1373,8 @@ class RelupathView extends HTMLElement {
       after: h("section", { class: "panel after", hidden: true, "aria-live": "polite", "aria-label": "after the cut" }),
       columns: h("div", { class: "columns", tabindex: "0", role: "group", "aria-label": "the decision as a sum, layer by layer" }),
       pinned: h("ul", { class: "tray" }), pins: h("section", { class: "panel", hidden: true, "aria-label": "pinned paths" }),
-      found: h("div", { class: "found" }), searches: h("details", { class: "panel" }), biases: h("div", { class: "biases" }), bias: h("details", { class: "panel" }),
+      found: h("div", { class: "found" }), biases: h("div", { class: "biases" }),
+      panels: { units: h("details", { class: "panel" }), colours: h("details", { class: "panel" }), search: h("details", { class: "panel" }), bias: h("details", { class: "panel" }) },
       looks: {
         sign: select({ both: "for and against", for: "for", against: "against" }, (sign) => this.look({ sign })),
         clip: slider(90, 100, 0.1, (clip) => this.look({ clip })),
@@ -1346,33 +1389,43 @@ class RelupathView extends HTMLElement {
     const save = h("details", { class: "menu" }, h("summary", {}, "Share"), h("div", {},
       this.host.linked ? menu("Copy link", () => this.copy(location.href, "link copied")) : null, menu("Copy as Python", () => this.copy(this.python(), "Python copied")),
       menu("Save PNG", () => this.save(this.picture("png"), "png")), menu("Save SVG", () => this.save(this.picture("svg"), "svg")), menu("Save JSON", () => this.save(this.numbers(), "json"))));
-    const display = h("details", { class: "panel" }, h("summary", {}, "Colours"), h("div", { class: "fields" },
+    const { units, colours, search, bias } = p.panels;
+    units.append(h("summary", {}, "Units"), h("div", { class: "fields" }, field("unit", p.partition), field("heads", p.heads), field("width", p.width), field("layers", p.layers)));
+    colours.append(h("summary", {}, "Colours"), h("div", { class: "fields" },
       ...Object.entries(p.looks).map(([name, control]) => field(name === "theme" ? "page" : name, control))));
-    p.bias.append(h("summary", {}, "Where the bias enters"), p.biases);
-    p.bias.addEventListener("toggle", () => p.bias.open && this.showBias(this.turn));
+    bias.append(h("summary", {}, "Where the bias enters"), p.biases);
+    for (const panel of Object.values(p.panels)) panel.addEventListener("toggle", () => this.toggled());
     p.pins.append(h("h2", {}, "Pinned paths, one scale"), p.pinned);
-    p.help.append(h("h2", {}, "Keys"), h("dl", {}, ...HELP.flatMap(([keys, does]) => [h("dt", {}, keys), h("dd", {}, does)])), h("form", { method: "dialog" }, h("button", {}, "Close")));
+    p.help.append(h("h2", {}, "Keys"), h("dl", {}, ...HELP.flatMap(([keys, does]) => [h("dt", {}, keys), h("dd", {}, does)])),
+      h("p", { class: "quiet" }, "Printed numbers are rounded so that they add up as printed; a share\u2019s tooltip gives its number in full."), h("form", { method: "dialog" }, h("button", {}, "Close")));
     p.copied.append(h("h2", {}, "Copy this"), p.text, h("form", { method: "dialog" }, h("button", {}, "Close")));
-    p.searches.append(h("summary", {}, "Search for paths"), h("div", { class: "fields" }, field("search", p.search), p.numbers,
+    search.append(h("summary", {}, "Search for paths"), h("div", { class: "fields" }, field("search", p.search), p.numbers,
       h("button", { type: "button", onclick: () => this.findPaths() }, "Find paths")), p.found);
     p.view.append(
       h("aside", { "aria-label": "photo, classes and settings" },
         h("div", { class: "map photo" }, p.photo), p.notes, h("h2", {}, "Classes"), p.classes, p.another, p.fixed,
-        h("details", { class: "panel", open: true }, h("summary", {}, "Units"), h("div", { class: "fields" }, field("unit", p.partition), field("heads", p.heads), field("width", p.width), field("layers", p.layers))), display),
+        units, colours),
       h("div", { class: "work" },
         h("section", { class: "strip", "aria-label": "what speaks for each class" }, ...ROLES.map((role) => strip[role].button)),
         h("div", { class: "legend" }, p.low, p.legend, p.high, p.clipped),
         h("nav", { class: "trail", "aria-label": "the path" }, p.crumbs, h("div", { class: "does" }, p.cut, p.pin)),
         p.after, p.columns, p.checked, p.pins,
-        p.searches, p.bias));
+        search, bias));
     this.append(
       h("header", { class: "top" }, h("h1", {}, "relupath"), p.pictures, p.model, h("span", { class: "space" }), p.jump, p.units, p.names, p.scene, p.upload, p.file, save,
         h("button", { type: "button", "aria-label": "keys", onclick: () => p.help.showModal() }, "?")),
       p.alert, p.empty, p.view, p.status, p.help, p.copied);
-    this.addEventListener("dragover", (event) => { event.preventDefault(); this.toggleAttribute("data-drop", true); });
-    this.addEventListener("dragleave", () => this.toggleAttribute("data-drop", false));
-    this.addEventListener("drop", (event) => { event.preventDefault(); this.toggleAttribute("data-drop", false); this.upload(event.dataTransfer?.files[0]); });
-    if (this.host.linked) document.addEventListener("paste", (event) => this.upload(event.clipboardData?.files[0]));
+    if (this.host.upload) {
+      const dragged = (/** @type {DragEvent} */ event, /** @type {boolean} */ over) => {
+        if (!event.dataTransfer?.types.includes("Files")) return;
+        event.preventDefault();
+        this.toggleAttribute("data-drop", over);
+      };
+      document.addEventListener("dragover", (event) => dragged(event, true));
+      document.addEventListener("dragleave", (event) => dragged(event, event.relatedTarget !== null));
+      document.addEventListener("drop", (event) => { dragged(event, false); this.upload(event.dataTransfer?.files[0]); });
+      document.addEventListener("paste", (event) => this.upload(event.clipboardData?.files[0]));
+    }
     return p;
   }
 
@@ -1409,11 +1462,18 @@ function nameOf(share, own) {
   return `${own.size > 1 ? `${own.get(share.layer ?? "")} ` : ""}${share.unit ?? share.key}`;
 }
 
-/** A key whose unit can be read however long its layer's name is. @param {string} key */
-function short(key) {
-  const at = key.indexOf("["), layer = at < 0 ? key : key.slice(0, at), unit = at < 0 ? "" : key.slice(at);
-  const brief = layer.length > 18 ? `\u2026${layer.slice(-17)}` : layer;
-  return `${brief}${unit.length > 20 ? `${unit.slice(0, 19)}\u2026` : unit}`;
+/** How many characters of a layer's name stand where there is little room. */
+const ROOM = 18;
+
+/** A key in few words: of each layer's name the last parts, whole ones, as many as fit but at least one. @param {string} key */
+export function short(key) {
+  return key.split(" | ").map((one) => {
+    const at = one.indexOf("["), layer = at < 0 ? one : one.slice(0, at), unit = at < 0 ? "" : one.slice(at);
+    const parts = layer.split(".");
+    let brief = parts.pop() ?? "";
+    while (parts.length > 0 && parts[parts.length - 1].length + 1 + brief.length <= ROOM) brief = `${parts.pop()}.${brief}`;
+    return `${parts.length > 0 ? "\u2026" : ""}${brief}${unit}`;
+  }).join(" | ");
 }
 
 if (!customElements.get("relupath-view")) customElements.define("relupath-view", RelupathView);
