@@ -425,6 +425,23 @@ def test_units_of_branches_skips_and_pieces(case, units):
     assert costs[0] != costs[1] or len(layers) == 1
 
 
+@pytest.mark.parametrize("case", BRANCHES)
+def test_a_search_without_bounds_is_refused_as_soon_as_it_is_clear(case, monkeypatch):
+    """And never one that comes to its end."""
+    name, follow = case.split()[0], BRANCHES[case]
+    frozen = freeze(build(name, 5), inputs(name, 5))
+    layers = [layer for layer in frozen.layers if layer.name in follow]
+    monkeypatch.setattr(_Bounds, "_through", endless)
+    over = {"layers": layers, "partition": Modulo(4)}
+    whole = find_paths(frozen, 2, Exact(3), **over)
+    needed = whole.cost.products - 1  # the last one is for the linear model
+    assert find_paths(frozen, 2, Exact(3, products=needed), **over).values == whole.values
+    if needed > 1:
+        with pytest.raises(PathError, match="products more are needed at least") as refused:
+            find_paths(frozen, 2, Exact(3, products=needed - 1), **over)
+        assert int(str(refused.value).split()[1]) < needed - 1
+
+
 def endless(bounds, layer, below):
     """Bounds that say nothing; of single neurons there are none such."""
     bounds.single.discard(layer)
@@ -473,7 +490,8 @@ def test_bounds_leave_little_to_try_over_the_channels_of_a_trained_network(monke
     found, beam = (find_paths(frozen, None, s, layers=[7, 8, 6], partition=channels) for s in (Exact(3), Beam(30)))
     assert found.cost.products < 1000
     assert found.values[0] == pytest.approx(beam.values[0][:3], rel=1e-4)
-    with pytest.raises(PathError, match=r"after 2 products \(products=2 are allowed.*0 of the 3 best.*or use Beam"):
+    said = r"after 1 products \(products=2 are allowed.*0 of the 3 best.*112 products more.*Beam"
+    with pytest.raises(PathError, match=said):
         find_paths(frozen, None, Exact(3, products=2), layers=[7, 8, 6], partition=channels)
     monkeypatch.setattr(relupath._search.exact, "HELD", 10)
     with pytest.raises(PathError, match=r"after 1 products .* 10 numbers in memory"):

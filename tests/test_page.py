@@ -292,6 +292,37 @@ def test_printed_numbers_add_up_and_names_are_cut_at_dots(visit):
     assert page.locator(".crumbs button").last.get_attribute("title") == whole
 
 
+def test_a_search_that_takes_long_says_so_and_can_be_cancelled(visit):
+    page = visit()
+    held = []
+    page.route(
+        "**/api/ask",
+        lambda route: held.append(route) if '"ask":"paths"' in route.request.post_data else route.continue_(),
+    )
+    page.get_by_text("Search for paths").click()
+    page.get_by_label("search", exact=True).select_option("exact")
+    find = page.get_by_role("button", name="Find paths")
+    find.click()
+    page.locator(".found", has_text="can take minutes").wait_for()
+    page.locator(".searching .number", has_text="1 s").wait_for()
+    page.locator(".column .share").nth(1).click()
+    idle(page)
+    assert page.locator(".column:nth-child(2) .share").count() > 1  # the rest of the page goes on
+    with page.expect_event("requestfailed"):
+        page.get_by_role("button", name="Cancel").click()
+    page.locator(".found", has_text="Cancelled").wait_for()
+    find.click()
+    with page.expect_event("requestfailed"):  # another class: nobody waits for the first one's paths
+        page.locator(".strip .map.against").click()
+    idle(page)
+    assert page.locator(".found").inner_text() == ""
+    page.unroute_all()
+    page.get_by_label("search", exact=True).select_option("greedy")
+    find.click()
+    page.locator(".found .tray button").first.wait_for()
+    assert len(held) == 2
+
+
 def test_settings_survive_a_reload_and_the_way_back(visit):
     page = visit()
     page.get_by_text("Colours", exact=True).click()

@@ -25,7 +25,7 @@ from torch import nn
 from nets import randomise
 from relupath import server
 from relupath._asked import _EXPECTED
-from relupath.errors import MissingExtraError, UsageError
+from relupath.errors import MissingExtraError, RelupathError, UsageError
 from relupath.explorer import Explorer
 from relupath.images import FORMATS, Picture
 from relupath.models import Classifier, to_tensor
@@ -426,6 +426,34 @@ def test_nobody_waits_for_a_question_whose_asker_is_gone(live, monkeypatch):
         assert [one.result().status_code for one in first] == [200, 200]
     assert client.post("/api/ask", json=question).status_code == 200
     assert len(asked) == 3
+
+
+def test_a_search_ends_soon_after_its_asker_is_gone(live, monkeypatch):
+    one, key, client, token = live
+    began, answer, ended = threading.Event(), one.answer, []
+    _, recording = one.shelf.take(key)
+
+    def endless(question):
+        began.set()
+        try:
+            while True:
+                recording.frozen.check()
+        except RelupathError as error:
+            ended.append(error)
+            raise
+
+    monkeypatch.setattr(one, "answer", endless)
+    body = json.dumps({"ask": "paths", "picture": key})
+    head = f"POST /api/ask HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Relupath-Token: {token}\r\n"
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        assert began.wait(10)
+        time.sleep(0.1)
+        assert ended == []
+    until(lambda: ended)
+    assert "nobody waits" in str(ended[0])
+    monkeypatch.setattr(one, "answer", answer)
+    assert client.post("/api/ask", json={"ask": "paths", "picture": key}).status_code == 200
 
 
 def test_a_body_that_is_said_to_be_too_large_is_not_waited_for(live):

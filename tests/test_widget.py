@@ -127,6 +127,32 @@ def test_where_there_is_an_event_loop_it_goes_on_while_an_answer_is_computed(vie
     assert threads[0] is not threading.current_thread()
 
 
+def test_what_is_forgotten_ends_and_nothing_waits_for_what_takes_long(view, messages, monkeypatch):
+    answer, (_, recording) = view.explorer.answer, view.explorer.shelf.take(view.state["picture"])
+
+    def endless(question):
+        while question["ask"] == "paths":
+            recording.frozen.check()
+        return answer(question)
+
+    async def until(number):
+        while len(messages) < number:
+            await asyncio.sleep(0.01)
+
+    async def kernel():
+        ask(view, {"id": 1, "question": {"ask": "paths"}})
+        ask(view, {"id": 2, "question": {"ask": "hello"}})
+        await until(1)
+        assert messages[0]["id"] == 2
+        ask(view, {"forget": 1})
+        await until(2)
+        assert "nobody waits" in messages[1]["error"]
+
+    monkeypatch.setattr(view.explorer, "answer", endless)
+    asyncio.run(asyncio.wait_for(kernel(), 10))
+    assert view._left == {}
+
+
 def test_the_module_stands_by_itself(view):
     assert view._esm == module._web("relupath.js")
     assert view._css == module._web("relupath.css")

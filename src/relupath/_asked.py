@@ -23,6 +23,10 @@ MOST = {"width": 1024, "classes": 1000, "share": 1, "k": 64, "budget": 256}
 """The largest numbers that a search is given here."""
 
 
+LONG = ("paths", "check")
+"""What may take long to answer."""
+
+
 @dataclass(frozen=True)
 class Question:
     """What a page asks about one picture.
@@ -99,6 +103,13 @@ class Question:
         coordinates = _coordinates(unit, len(found.shape))
         refuse_unit(coordinates, found)
         return Path((Step(found.name, (coordinates,)),))
+
+
+def is_long(question: object) -> bool:
+    """Whether the answer may take long: such questions wait for each other, and no other one waits for them."""
+    return isinstance(question, dict) and (
+        question.get("ask") in LONG or str(question.get("root", "")).startswith("found:")
+    )
 
 
 def unit_named(text: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from ._patience import go_on
 from ._units import Layer
 
 
@@ -20,7 +21,11 @@ def pulled(cotangents: Mapping[Layer, Tensor], down: Sequence[GradientEdge], bat
         cotangents: layers with a cotangent of each one's shape, dense or sparse, or (batched) K dense ones.
         down: the places.
         batched: whether there are K.
+
+    Raises:
+        Abandoned: nobody waits for it any longer.
     """
+    go_on()
     with torch.inference_mode(False), torch.enable_grad(), _started(cotangents, down) as starts:
         return torch.autograd.grad(
             [layer.edge for layer in cotangents],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import logging
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from . import images
+from ._asked import is_long
+from ._patience import while_waited_for
 from .errors import MissingExtraError, RelupathError, UsageError
 from .explorer import Explorer
 
@@ -66,8 +69,6 @@ HASTE = 10
 CONNECTIONS = 512
 LONGEST_NAME = 80
 WORKER = "AnyIO worker thread"
-LONG = ("paths", "check")
-"""What may take long to answer."""
 
 
 def application(explorer: Explorer, token: str, hosts: Sequence[str] = ("localhost",), web: Path = WEB) -> App:
@@ -94,7 +95,7 @@ def application(explorer: Explorer, token: str, hosts: Sequence[str] = ("localho
     async def ask(request: Request) -> Response:
         with quick.place():
             question = _parsed(await _body(request, QUESTION))
-        with (long if _is_long(question) else quick).place() as desk:
+        with (long if is_long(question) else quick).place() as desk:
             return _json(200, await desk.run(request, lambda: _rendered(explorer.answer(question))))
 
     async def photo(request: Request) -> Response:
@@ -224,11 +225,26 @@ class _Desk:
             self.inside -= 1
 
     async def run(self, request: Request, work: Callable[[], bytes | str]) -> Any:
-        """What the work gives, if anyone still waits for it."""
-        async with self.at_once:
-            if await request.is_disconnected():
-                raise ClientDisconnect
-            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+        """What the work gives, if anyone still waits for it; it ends soon after they have gone."""
+        left = threading.Event()
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+
+        def patient() -> bytes | str:
+            with while_waited_for(left.is_set):
+                return work()
+
+        watching = asyncio.create_task(watch())
+        try:
+            async with self.at_once:
+                if left.is_set():
+                    raise ClientDisconnect
+                return await anyio.to_thread.run_sync(patient, abandon_on_cancel=True)
+        finally:
+            watching.cancel()
 
 
 class _Hasty(H11Protocol):
@@ -272,13 +288,6 @@ def _parsed(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         raise UsageError("a question is a JSON object; this is no JSON, or is nested too deeply") from None
-
-
-def _is_long(question: Any) -> bool:
-    """Whether the answer may take long: such questions wait for each other, and no other one waits for them."""
-    return isinstance(question, dict) and (
-        question.get("ask") in LONG or str(question.get("root", "")).startswith("found:")
-    )
 
 
 def _rendered(data: object) -> bytes:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import copy_context
 from importlib.resources import files
 from operator import index
@@ -13,8 +15,10 @@ from typing import Any, SupportsIndex
 from PIL import Image
 
 from . import plans
+from ._asked import is_long
 from ._frozen import Frozen
 from ._html import block, said, table
+from ._patience import while_waited_for
 from ._targets import Target
 from .errors import InputError, MissingExtraError, RelupathError, UsageError
 from .explorer import Explorer, Names
@@ -43,8 +47,9 @@ def _web(name: str) -> str:
 class View(Base):  # type: ignore[misc]  # anywidget may be missing
     """The view of one recorded network at one input; see ``explore``.
 
-    A message ``{id, question}`` is answered by ``{id, answer}``, or ``{id, error}`` with one sentence. Where the kernel
-    has an event loop, answers are computed in a thread of their own, one after the other, so that it can do other work.
+    A message ``{id, question}`` is answered by ``{id, answer}``, or ``{id, error}`` with one sentence; after ``{forget:
+    id}`` its computation ends soon. Where the kernel has an event loop, answers are computed one after the other in a
+    thread of their own, those that may take long in another one, so that it can do other work.
 
     Attributes:
         state: what the view shows first, with the fields of a question.
@@ -58,13 +63,17 @@ class View(Base):  # type: ignore[misc]  # anywidget may be missing
     def __init__(self, explorer: Explorer, state: dict[str, Any], opened: dict[str, Any]) -> None:
         """Keep what answers, what is shown first, and what was seen."""
         self.explorer, self.opened = explorer, opened
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="relupath")
+        self._quick, self._long = (ThreadPoolExecutor(1, thread_name_prefix="relupath") for _ in range(2))
+        self._left: dict[str, threading.Event] = {}
         super().__init__(state=state)
         self.on_msg(self._asked)
 
     def close(self) -> None:
         """Take the view off the page, and let the recording go."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        for left in [*self._left.values()]:
+            left.set()
+        for worker in (self._quick, self._long):
+            worker.shutdown(wait=False, cancel_futures=True)
         super().close()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
@@ -79,8 +88,11 @@ class View(Base):  # type: ignore[misc]  # anywidget may be missing
 
     def _asked(self, _: object, message: object, __: object) -> None:
         """Answer a message, at once or, where there is an event loop, when it is computed."""
+        if isinstance(message, dict) and str(message.get("forget")) in self._left:
+            self._left[str(message["forget"])].set()
         if not isinstance(message, dict) or "id" not in message:
             return
+        self._left[str(message["id"])] = threading.Event()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -91,16 +103,21 @@ class View(Base):  # type: ignore[misc]  # anywidget may be missing
         def done(reply: Future[dict[str, Any]]) -> None:
             loop.call_soon_threadsafe(self.send, reply.result(), context=context)
 
-        self._worker.submit(self._reply, message).add_done_callback(done)
+        worker = self._long if is_long(message.get("question")) else self._quick
+        worker.submit(self._reply, message).add_done_callback(done)
 
     def _reply(self, message: dict[str, Any]) -> dict[str, Any]:
+        left = self._left.get(str(message["id"]))
         try:
-            return {"id": message["id"], "answer": self.explorer.answer(message.get("question"))}
+            with while_waited_for(left.is_set) if left else nullcontext():
+                return {"id": message["id"], "answer": self.explorer.answer(message.get("question"))}
         except RelupathError as error:
             return {"id": message["id"], "error": str(error)}
         except Exception as error:  # whatever it is, the view must not wait for ever
             said = str(error).partition("\n")[0]
             return {"id": message["id"], "error": f"{type(error).__name__}: {said}"}
+        finally:
+            self._left.pop(str(message["id"]), None)
 
 
 def explore(

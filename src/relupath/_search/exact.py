@@ -15,6 +15,7 @@ from torch import Tensor
 from .._frozen import AT_ONCE
 from .._linear import model_from
 from .._paths import Path, Step
+from .._patience import go_on
 from .._segments import next_layers, segment
 from .._units import Layer
 from ..errors import PathError
@@ -123,6 +124,7 @@ class _Bounds:
 
     def _through(self, layer: Layer, below: Layer) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
         """The bounds of one layer's neurons over the paths that go on to one lower layer."""
+        go_on()
         (high, low), labels = self.ends[below], self.labels[below]
         endless = layer.output.new_full((len(high), layer.output[0].numel()), math.inf, dtype=torch.float64)
         if high.isinf().any():
@@ -179,6 +181,7 @@ class _Ways:
     Attributes:
         best: for each way not yet taken, the most that a path may have which begins so.
         places: the neurons of these units with a derivative other than 0.
+        blind: how many ways have no bound, so that no path is proven before all of them are gone.
     """
 
     def __init__(self, above: _Beginning, layer: Layer, bounds: _Bounds, sample: int, row: Tensor, k: int) -> None:
@@ -187,6 +190,7 @@ class _Ways:
         count = min(k, len(best)) if layer in bounds.sharp else len(best)
         top = best.topk(count)
         self.best = [value for value in top.values.tolist() if value > 0]
+        self.blind = int(top.values.isposinf().sum())
         self.units = top.indices[: len(self.best)].tolist()
         kept = torch.zeros_like(best, dtype=torch.bool).index_fill_(0, top.indices[: len(self.best)], True)
         labels = bounds.labels[layer]
@@ -218,6 +222,7 @@ class _Ranking:
     def __init__(self, problem: Problem, bounds: _Bounds, search: Exact) -> None:
         self.problem, self.bounds, self.search = problem, bounds, search
         self.ticket, self.walked, self.held = itertools.count(), 0, 0
+        self.blind = [0] * problem.frozen.batch
         self.at_once = max(1, AT_ONCE // max(l.output.numel() * l.output.element_size() for l in bounds.lower))
         self.open: list[list[tuple[float, int, _Ways]]] = [[] for _ in range(problem.frozen.batch)]
         self.ranked: list[list[_Beginning]] = [[] for _ in self.open]
@@ -288,7 +293,9 @@ class _Ranking:
             if complete and found:
                 break
             heapq.heappop(self.open[b])
-            (self.ranked[b] if complete else found).append(ways.take())
+            way = ways.take()
+            (self.ranked[b] if complete else found).append(way)
+            self.blind[b] -= math.isinf(way.best)
             self._push(b, ways)
         return found
 
@@ -315,18 +322,20 @@ class _Ranking:
             for below in self.bounds.lower[p.layer]:
                 ways = _Ways(p, below, self.bounds, b, rows[below][number, b].flatten(), self.search.k)
                 self.held += len(ways.places)
+                self.blind[b] += ways.blind
                 self._push(b, ways)
 
     def _refuse(self, more: int) -> None:
-        """Refuse to go on where that takes too much.
+        """Refuse to go on where that takes too much, as soon as it is known.
 
         Raises:
             PathError: it takes too many products, or too much memory.
         """
-        if self.walked + more > self.search.products or self.held > HELD:
+        needed = more + max(self.blind)
+        if self.walked + needed > self.search.products or self.held > HELD:
             proven = min(map(len, self.ranked))
             raise PathError(
                 f"after {self.walked} products (products={self.search.products} are allowed, and {HELD} numbers in "
-                f"memory) {proven} of the {self.search.k} best paths are proven: search fewer layers or larger "
-                "units, or use Beam"
+                f"memory) {proven} of the {self.search.k} best paths are proven, and {needed} products more are needed "
+                "at least: search fewer layers or larger units, or use Beam"
             )

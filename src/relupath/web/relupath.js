@@ -20,7 +20,7 @@
  *            predicted: number}} Cut
  * @typedef {{paths: Share[], several: boolean, stopped: string, held: number | null, search: string}} Found
  * @typedef {Record<string, any>} Question
- * @typedef {{ask: (question: Question) => Promise<any>, upload?: (file: File) => Promise<{picture: string}>,
+ * @typedef {{ask: (question: Question, wait?: AbortSignal) => Promise<any>, upload?: (file: File) => Promise<{picture: string}>,
  *            linked: boolean, fixed: Question, command?: string, leave?: () => void}} Host
  * @typedef {{picture: string, target: number | null, against: number | null, on: string, partition: string,
  *            layers: string | null, width: number, root: string, path: string[], search: string,
@@ -65,13 +65,14 @@ class Deeper extends Error {}
 /** @returns {Host} */
 function serverHost() {
   const token = new URLSearchParams(location.search).get("token") ?? "";
-  /** @param {string} url @param {BodyInit} body @param {string} type */
-  const post = async (url, body, type) => {
+  /** @param {string} url @param {BodyInit} body @param {string} type @param {AbortSignal} [signal] */
+  const post = async (url, body, type, signal) => {
     /** @type {Response} */
     let reply;
     try {
-      reply = await fetch(url, { method: "POST", body, headers: { "content-type": type, "x-relupath-token": token } });
-    } catch {
+      reply = await fetch(url, { method: "POST", body, signal, headers: { "content-type": type, "x-relupath-token": token } });
+    } catch (error) {
+      if (signal?.aborted) throw error;
       throw new Error("relupath does not answer: is it still running?");
     }
     const answer = await reply.json().catch(() => ({}));
@@ -79,7 +80,7 @@ function serverHost() {
     return answer;
   };
   return {
-    ask: (question) => post("/api/ask", JSON.stringify(question), "application/json"),
+    ask: (question, wait) => post("/api/ask", JSON.stringify(question), "application/json", wait),
     upload: (file) => post(`/api/photo?name=${encodeURIComponent(file.name)}`, file, "application/octet-stream"),
     linked: true,
     fixed: {},
@@ -109,10 +110,15 @@ function widgetHost(model) {
     else one.failed(new Error(message.error));
   };
   model.on("msg:custom", heard);
-  const ask = (/** @type {Question} */ question) =>
+  const ask = (/** @type {Question} */ question, /** @type {AbortSignal | undefined} */ wait) =>
     new Promise((done, failed) => {
-      waiting.set(++last, { done, failed });
-      model.send({ id: last, question });
+      const id = ++last;
+      waiting.set(id, { done, failed });
+      model.send({ id, question });
+      wait?.addEventListener("abort", () => {
+        if (waiting.delete(id)) model.send({ forget: id });
+        failed(wait.reason);
+      });
     });
   return { ask, linked: false, fixed: model.get("state") ?? {}, leave: () => model.off("msg:custom", heard) };
 }
@@ -460,6 +466,8 @@ class RelupathView extends HTMLElement {
     this.turn = 0;
     /** @type {Host | null} */
     this.given = null;
+    /** The search that is under way. @type {AbortController | undefined} */
+    this.searching = undefined;
     /** The search that is set; the link holds the one whose path is shown. @type {Pick<State, "search" | "numbers">} */
     this.planned = { search: DEFAULTS.search, numbers: {} };
   }
@@ -505,9 +513,10 @@ class RelupathView extends HTMLElement {
 
   // --- asking
 
-  /** @param {Question} question @returns {Promise<any>} */
-  ask(question) {
-    const key = keyOf(question), answer = this.answers.get(key) ?? this.host.ask(question);
+  /** @param {Question} question @param {AbortSignal} [wait] @returns {Promise<any>} */
+  ask(question, wait) {
+    const key = keyOf(question), answer = this.answers.get(key) ?? this.host.ask(question, wait);
+    wait?.addEventListener("abort", () => this.answers.delete(key));
     if (!this.answers.has(key)) answer.catch(() => this.answers.delete(key));
     this.answers.delete(key);
     this.answers.set(key, answer);
@@ -1055,10 +1064,15 @@ class RelupathView extends HTMLElement {
     const p = this.parts;
     if (!p) return;
     const { ask: _, ...asked } = this.question("paths", this.planned), key = keyOf({ ask: "paths", ...asked });
+    if (this.searching && p.found.dataset.key === key) return;
+    this.searching?.abort();
+    const mine = this.searching = new AbortController(), began = performance.now(), seconds = h("span", { class: "number" });
+    const tick = setInterval(() => (seconds.textContent = `${Math.floor((performance.now() - began) / 1000)} s`), 1000);
     p.found.dataset.key = key;
-    p.found.replaceChildren(h("p", { class: "quiet" }, "Searching\u2026"));
+    p.found.replaceChildren(h("div", { class: "searching" }, h("p", { role: "status" }, "Searching\u2026"), seconds, h("button", { type: "button", onclick: () => mine.abort() }, "Cancel")),
+      h("p", { class: "quiet" }, asked.search === "exact" ? "Through many layers, proving that no path is better can take minutes, or more than is allowed: name a few neighbouring layers under Units. " : "", "Meanwhile the rest of the page goes on."));
     try {
-      const found = /** @type {Found} */ (await this.ask({ ask: "paths", ...asked }));
+      const found = /** @type {Found} */ (await this.ask({ ask: "paths", ...asked }, mine.signal));
       if (p.found.dataset.key !== key) return;
       /** @type {{canvas: HTMLCanvasElement, map: WireMap | null}[]} */
       const members = [];
@@ -1073,7 +1087,11 @@ class RelupathView extends HTMLElement {
       p.found.replaceChildren(h("p", { class: "quiet" }, `${what} It ended: ${found.stopped}.${held}`), h("ul", { class: "tray" }, ...items));
       for (const [i, member] of members.entries()) this.group(`found ${i}`, [member]);
     } catch (error) {
-      if (p.found.dataset.key === key) p.found.replaceChildren(this.refusal(error));
+      if (p.found.dataset.key !== key) return;
+      p.found.replaceChildren(mine.signal.aborted ? h("p", { class: "quiet" }, "Cancelled.") : this.refusal(error));
+    } finally {
+      clearInterval(tick);
+      if (this.searching === mine) this.searching = undefined;
     }
   }
 
@@ -1090,6 +1108,7 @@ class RelupathView extends HTMLElement {
       if (key === keyOf(this.question("paths", { search: search ?? ASKED.search, numbers: numbers ?? {} }))) return;
       p.found.dataset.key = "";
       p.found.replaceChildren();
+      this.searching?.abort();
     }
   }
 
