@@ -7,12 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from queue import Queue
 
 import pytest
 import torch
+from torch import nn
 
 import relupath
-from relupath import channels, contrast, decompose, freeze, logit
+from nets import example, randomise
+from relupath import channels, contrast, decompose, freeze, logit, server
+from relupath.explorer import Explorer, Names
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -57,16 +62,17 @@ def browser():
 @pytest.fixture
 def visit(browser, address):
     """Opens the page; in the end nothing was said on the console, and nothing was asked of another server."""
-    said, asked, contexts, refusals = [], [], [], []
+    said, asked, contexts, refusals, sites = [], [], [], [], []
 
-    def opened(width=1280, scheme="light", more="", **options):
+    def opened(width=1280, scheme="light", more="", at=address, **options):
+        sites.append(at.split("?")[0])
         contexts.append(browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **options))
         page = contexts[-1].new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", lambda dialog: said.append(dialog.message))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(address + more)
+        page.goto(at + more)
         page.wait_for_selector(".column .share")
         idle(page)
         return page
@@ -75,9 +81,9 @@ def visit(browser, address):
     yield opened
     for context in contexts:
         context.close()
-    site = address.split("?")[0]
     assert [text for text in said if not (refusals and "status of 4" in text)] == []
-    assert [url for url in asked if not url.startswith((site, "blob:" + site))] == []
+    own = tuple(begin + site for site in sites for begin in ("", "blob:"))
+    assert [url for url in asked if not url.startswith(own)] == []
 
 
 @pytest.fixture(scope="module")
@@ -446,6 +452,33 @@ def test_hundreds_of_clicks_leave_little_behind(visit):
         page.locator(".column .share").nth(row).click()
         idle(page)
     assert page.evaluate("document.querySelector('relupath-view').groups.size") <= 4
+
+
+SHAPES = {"one channel": (1, 28, 28), "tiny": (3, 8, 8), "wide": (3, 12, 60), "tall": (3, 60, 20), "tokens": (9, 5)}
+
+
+def test_inputs_of_any_shape_are_shown_whole(visit):
+    one, said = Explorer(Names()), Queue()
+    for name, shape in SHAPES.items():
+        first = nn.Linear(5, 4) if name == "tokens" else nn.Conv2d(shape[0], 4, 3, padding=1)
+        model = nn.Sequential(first, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+        model(torch.zeros(1, *shape))
+        one.add_recorded(freeze(randomise(model, 1).float(), example(shape, 2, 1, torch.float32)), name)
+    threading.Thread(target=server.serve, args=(one, said.put), daemon=True).start()
+    page = visit(at=said.get(timeout=10))
+    for name, shape in SHAPES.items():
+        page.select_option(".top select", label=name)
+        idle(page)
+        rows, columns = shape[-2:] if len(shape) == 3 else (1, shape[0])
+        for canvas in page.locator(".strip canvas, .share:not(.bias) .thumb, .photo canvas:visible").all():
+            width, height, fit = canvas.evaluate("c => [c.width, c.height, getComputedStyle(c).objectFit]")
+            assert (width / height, fit) == (pytest.approx(columns / rows, rel=0.1), "contain")
+        box = page.locator(".strip canvas").first.bounding_box()
+        assert box["width"] / box["height"] == pytest.approx(min(4, max(0.8, columns / rows)), rel=0.02)
+        shares, printed, total, _ = column(page, 1)
+        assert len(shares) > 1
+        assert sum(printed) == pytest.approx(total, abs=1e-9)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])

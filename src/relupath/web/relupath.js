@@ -221,6 +221,9 @@ function printedOf({ value, weight_part, bias }, scale) {
   return [whole, ...adding([weight_part, bias], whole, scale)];
 }
 
+/** What the two parts of a value are, which a line may be broken between. @param {string} weights @param {string} bias */
+const partsOf = (weights, bias) => `weights\u00a0${weights}  bias\u00a0${bias}`;
+
 /** A number by itself. @param {number} value */
 function alone(value) {
   const scale = scaleOf([value]);
@@ -709,7 +712,8 @@ class RelupathView extends HTMLElement {
     const p = this.parts;
     if (!p) return;
     this.opened = opened;
-    const { picture } = opened;
+    const { picture } = opened, [rows, columns] = opened.rows[0].map.shape;
+    this.style.setProperty("--ratio", String(Math.max(0.8, Math.min(4, columns / rows))));
     if (this.photoOf !== picture.image) {
       this.photoOf = picture.image;
       this.photo = picture.image ? pixelsOf(picture.image).catch(() => null) : Promise.resolve(null);
@@ -766,7 +770,7 @@ class RelupathView extends HTMLElement {
     const titles = this.titles(opened);
     for (const role of ROLES) {
       const figure = p.strip[role];
-      figure.name.textContent = titles[role];
+      figure.name.textContent = figure.name.title = titles[role];
       figure.button.setAttribute("aria-pressed", String(role === on));
       figure.button.classList.add("waiting");
     }
@@ -791,7 +795,7 @@ class RelupathView extends HTMLElement {
     button.dataset.value = row ? String(row.value) : "";
     const [whole, weights, constants] = printed.map((number) => told(number, scale));
     value.textContent = row ? whole + times(scale) : "\u2013";
-    parts.textContent = row ? `weights ${weights}  bias ${constants}` : missing;
+    parts.textContent = row ? partsOf(weights, constants) : missing;
     canvas.setAttribute("aria-label", row ? `map of what the pixels add to ${title}: ${alone(row.value)}` : "no map");
   }
 
@@ -940,7 +944,7 @@ class RelupathView extends HTMLElement {
         title: `${share.key}: ${share.value}`,
         onclick: () => this.choose(prefix, share.key),
       }, canvas, h("span", { class: "unit" }, name), h("span", { class: "number" }, told(printed[i], scale)), bar,
-      h("span", { class: "parts" }, share.kind === "bias" ? "constants, no map" : `weights ${told(weights, scale)}  bias ${told(constants, scale)}`)));
+      h("span", { class: "parts" }, share.kind === "bias" ? "constants, no map" : partsOf(told(weights, scale), told(constants, scale)))));
     });
     column.replaceChildren(
       h("header", {}, h("h3", { title }, title), h("p", {}, `${told(node.value, scale)}${times(scale)} is the sum of`)),
