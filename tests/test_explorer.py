@@ -20,7 +20,7 @@ from torch import nn
 
 import relupath
 from asserts import nodes
-from nets import build, inputs, randomise
+from nets import Lambda, build, example, inputs, randomise
 from relupath import (
     Path,
     ablate,
@@ -338,6 +338,24 @@ def test_a_scene_is_drawn(creatures_asked):
     one, key = creatures_asked
     assert one.answer({"ask": "scene", "seed": 1_000_007})["picture"] == key
     assert one.answer({"ask": "scene", "seed": 5})["picture"] != key
+
+
+def test_units_along_any_axis_where_features_stand_last():
+    """As in the blocks of ConvNeXt: rows, columns, features."""
+    model = nn.Sequential(Lambda(lambda m, x: x.permute(0, 2, 3, 1)), nn.Linear(3, 5), nn.ReLU(), nn.Flatten())
+    model = randomise(nn.Sequential(model, nn.Linear(5 * 6 * 4, 4), nn.ReLU(), nn.Linear(4, 3)), 0)
+    frozen = relupath.freeze(model, example((3, 6, 4), 0, 1))
+    one = Explorer(Names())
+    question = {"ask": "node", "picture": one.add_recorded(frozen), "partition": "axis:3", "layers": "0.2"}
+    said = one.answer(question)["children"]
+    whole = one.answer(question | {"layers": "2"})["children"]
+    assert [share["kind"] for share in whole if share["kind"] == "path"] == ["path"]  # it has no third axis
+    units = {share["unit"]: share["value"] for share in said if share["kind"] == "path"}
+    assert units == {
+        f"x{i}": pytest.approx(linear_model(frozen, None, Path.of([("0.2", (None, None, i))])).value.item())
+        for i in range(5)
+    }
+    assert sum(share["value"] for share in said) == pytest.approx(float(frozen.output[0].max()))
 
 
 # --- what is held ---

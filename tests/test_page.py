@@ -479,6 +479,14 @@ def test_inputs_of_any_shape_are_shown_whole(visit):
         assert len(shares) > 1
         assert sum(printed) == pytest.approx(total, abs=1e-9)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    page.get_by_label("unit", exact=True).select_option("axis:N")
+    assert page.get_by_label("axis", exact=True).input_value() == "3"
+    page.get_by_label("axis", exact=True).fill("2")
+    page.get_by_label("axis", exact=True).press("Enter")
+    idle(page)
+    shares, *_, place = column(page, 1)
+    assert {f"1[:,{number}]" for number in range(4)} <= shares.keys()
+    assert "5 shares of 9 \N{MULTIPLICATION SIGN} 4" in place.locator("footer").inner_text()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])

@@ -59,7 +59,7 @@ STRATEGY = (
         "--partition",
         default="neurons",
         show_default=True,
-        help="What counts as one unit: neurons, channels, locations or heads:N.",
+        help="What counts as one unit: neurons, channels, locations, axis:N or heads:N.",
     ),
 )
 SEARCHING = (
@@ -81,6 +81,6 @@ EXTENT = (
         "--partition",
         default="channels",
         show_default=True,
-        help="What counts as one unit: neurons, channels, locations or heads:N.",
+        help="What counts as one unit: neurons, channels, locations, axis:N or heads:N.",
     ),
 )

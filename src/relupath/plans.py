@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import relupath
@@ -23,7 +24,9 @@ SEARCHES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Each search's class, and the numbers that it takes."""
 NUMBERS = tuple(dict.fromkeys(number for _, mine in SEARCHES.values() for number in mine))
-PARTITIONS = ("neurons", "channels", "locations", "heads:N")
+PARTITIONS = ("neurons", "channels", "locations", "axis:N", "heads:N")
+AXES = 64
+"""More than any tensor has."""
 PATHS = 8
 """How many paths the exact search finds unless it is told."""
 
@@ -58,7 +61,7 @@ def search(name: str, numbers: Mapping[str, Any], others: Sequence[str] = ()) ->
 
 
 def partition(word: str) -> Partition:
-    """A partition by its name.
+    """A partition by its name; ``axis:N`` are the neurons that agree on the N-th axis, that of samples not counted.
 
     Raises:
         UsageError: there is none.
@@ -66,6 +69,9 @@ def partition(word: str) -> Partition:
     name, _, count = word.partition(":")
     if name == "heads" and count.isdecimal() and int(count):
         return relupath.heads(int(count))
+    if name == "axis" and count.isdecimal() and 0 < int(count) <= AXES:
+        along: Partition = replace(relupath.channels, name=word, first=int(count) - 1, last=int(count))
+        return along
     if name in ("neurons", "channels", "locations") and not count:
         found: Partition = getattr(relupath, name)
         return found

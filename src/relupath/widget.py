@@ -136,7 +136,7 @@ def explore(
         frozen: a network recorded at one input, whose output is one number a class.
         target: the class to explain by index or name, ``logit(c)`` or ``contrast(c, d)``; None means the predicted one.
         against: the class to compare with; None means the best other one.
-        partition: what counts as one unit: ``neurons``, ``channels``, ``locations`` or ``heads:N``.
+        partition: what counts as one unit: ``neurons``, ``channels``, ``locations``, ``axis:N`` or ``heads:N``.
         classes: the names of the classes.
         image: the picture, to lie below the maps; None means the input where it looks like a picture.
         name: what the input is called.

@@ -443,7 +443,7 @@ const HELP = [
   ["p", "pin the path"], ["/", "jump to a unit"], ["?", "this list"],
 ];
 
-const PRESET = { neurons: "single neurons", channels: "channels", locations: "places", "heads:N": "attention heads" };
+const PRESET = { neurons: "single neurons", channels: "channels (first axis)", locations: "places (other axes)", "axis:N": "one axis", "heads:N": "attention heads" };
 
 let views = 0;
 
@@ -681,7 +681,7 @@ class RelupathView extends HTMLElement {
     choices(p.search, Object.fromEntries(Object.keys(hello.searches).map((name) => [name, name])), this.state.search);
     p.names.replaceChildren(...hello.classes.map((name) => h("option", { value: name })));
     const still = this.host.command !== undefined;
-    for (const control of [p.partition, p.heads, p.width, p.layers]) control.disabled = still;
+    for (const control of [p.partition, p.count, p.width, p.layers]) control.disabled = still;
     for (const control of [p.another, p.jump, p.panels.search]) control.hidden = still;
     this.controls();
   }
@@ -690,10 +690,14 @@ class RelupathView extends HTMLElement {
   controls() {
     const p = this.parts, s = this.state;
     if (!p) return;
-    const heads = /^heads:(\d+)$/.exec(s.partition);
-    if (heads) p.heads.value = heads[1];
-    /** @type {HTMLElement} */ (p.heads.parentElement).hidden = !heads;
-    p.partition.value = heads ? "heads:N" : s.partition;
+    const [kind, count] = s.partition.split(":"), one = /** @type {HTMLElement} */ (p.count.parentElement);
+    one.hidden = count === undefined;
+    p.partition.value = count === undefined ? s.partition : `${kind}:N`;
+    if (count !== undefined) {
+      p.count.value = count;
+      /** @type {HTMLElement} */ (one.firstElementChild).textContent = kind;
+      p.count.setAttribute("aria-label", kind);
+    }
     p.width.value = String(s.width);
     p.layers.value = s.layers ?? "";
     for (const [name, control] of Object.entries(p.looks)) control.value = String(s[/** @type {"sign"} */ (name)]);
@@ -929,6 +933,7 @@ class RelupathView extends HTMLElement {
     const title = children.length === 0 ? "nothing below" : (layers.length > 1 ? `${common} \u00b7 ${[...own.values()].join(" | ")}` : layers[0] ?? "below");
     /** @type {{canvas: HTMLCanvasElement, map: WireMap | null, scaled: boolean}[]} */
     const members = [];
+    const axes = layers.length === 1 ? this.opened?.layers[layers[0]] : undefined, shape = axes ? ` of ${axes.join(" \u00d7 ")}` : "";
     const sum = children.reduce((total, c) => total + c.value, 0);
     const size = children.reduce((total, c) => total + Math.abs(c.value), Math.abs(node.value));
     const adds = Math.abs(sum - node.value) <= 1e-4 * size, total = Math.abs(sum - node.value) < unitOf(scale) / 2 ? node.value : sum;
@@ -951,7 +956,7 @@ class RelupathView extends HTMLElement {
       h("ol", {}, ...items),
       h("footer", { "data-sum": sum, "data-value": node.value, class: adds ? null : "wrong" },
         children.length === 0 ? "Here the path ends."
-          : h("span", {}, children.length === 1 ? "1 share" : `${children.length} shares`), h("span", { class: "number" }, children.length ? `\u03a3 ${told(total, scale)}` : "")));
+          : h("span", {}, `${children.length === 1 ? "1 share" : `${children.length} shares`}${shape}`), h("span", { class: "number" }, children.length ? `\u03a3 ${told(total, scale)}` : "")));
     column.dataset.filled = "yes";
     column.setAttribute("aria-label", `shares on ${title}`);
     this.group(`column ${column.dataset.key}`, members);
@@ -1384,8 +1389,8 @@ class RelupathView extends HTMLElement {
       photo: h("canvas", { role: "img", width: 1, height: 1, "aria-label": "the photo as the network sees it" }),
       notes: h("ul", { class: "notes" }), classes: h("ul", { class: "classes" }),
       another: h("input", { list: `relupath-classes-${mine}`, placeholder: "another class", "aria-label": "compare with another class", onchange: () => { if (p.another.value) this.other(p.another.value); p.another.value = ""; } }),
-      partition: h("select", { onchange: () => set({ partition: p.partition.value.replace("N", p.heads.value) }) }),
-      heads: h("input", { type: "number", min: 1, value: 8, onchange: () => set({ partition: `heads:${Math.max(1, Math.round(Number(p.heads.value)) || 1)}` }) }),
+      partition: h("select", { onchange: () => set({ partition: p.partition.value.replace("N", p.partition.value === "axis:N" ? "3" : "8") }) }),
+      count: h("input", { type: "number", min: 1, onchange: () => set({ partition: p.partition.value.replace("N", String(Math.max(1, Math.round(Number(p.count.value)) || 1))) }) }),
       width: h("input", { type: "number", min: 1, max: 64, onchange: () => set({ width: Math.max(1, Math.min(64, Math.round(Number(p.width.value)) || 6)) }) }),
       layers: h("input", { placeholder: "all, or every:2", spellcheck: "false", onchange: () => set({ layers: p.layers.value.trim() || null }) }),
       search: h("select", { onchange: () => { this.planned = { search: p.search.value, numbers: {} }; this.numbersOf(); } }), numbers: h("div", { class: "fields" }),
@@ -1413,14 +1418,14 @@ class RelupathView extends HTMLElement {
       this.host.linked ? menu("Copy link", () => this.copy(location.href, "link copied")) : null, menu("Copy as Python", () => this.copy(this.python(), "Python copied")),
       menu("Save PNG", () => this.save(this.picture("png"), "png")), menu("Save SVG", () => this.save(this.picture("svg"), "svg")), menu("Save JSON", () => this.save(this.numbers(), "json"))));
     const { units, colours, search, bias } = p.panels;
-    units.append(h("summary", {}, "Units"), h("div", { class: "fields" }, field("unit", p.partition), field("heads", p.heads), field("width", p.width), field("layers", p.layers)));
+    units.append(h("summary", {}, "Units"), h("div", { class: "fields" }, field("unit", p.partition), field("heads", p.count), field("width", p.width), field("layers", p.layers)));
     colours.append(h("summary", {}, "Colours"), h("div", { class: "fields" },
       ...Object.entries(p.looks).map(([name, control]) => field(name === "theme" ? "page" : name, control))));
     bias.append(h("summary", {}, "Where the bias enters"), p.biases);
     for (const panel of Object.values(p.panels)) panel.addEventListener("toggle", () => this.toggled());
     p.pins.append(h("h2", {}, "Pinned paths, one scale"), p.pinned);
     p.help.append(h("h2", {}, "Keys"), h("dl", {}, ...HELP.flatMap(([keys, does]) => [h("dt", {}, keys), h("dd", {}, does)])),
-      h("p", { class: "quiet" }, "Printed numbers are rounded so that they add up as printed; a share\u2019s tooltip gives its number in full."), h("form", { method: "dialog" }, h("button", {}, "Close")));
+      h("p", { class: "quiet" }, "Printed numbers are rounded so that they add up as printed; a share\u2019s tooltip gives its number in full. In the names of units c, y and x are the first, second and third axis of the layer, whose shape stands below its column: features may be the last one."), h("form", { method: "dialog" }, h("button", {}, "Close")));
     p.copied.append(h("h2", {}, "Copy this"), p.text, h("form", { method: "dialog" }, h("button", {}, "Close")));
     search.append(h("summary", {}, "Search for paths"), h("div", { class: "fields" }, field("search", p.search), p.numbers,
       h("button", { type: "button", onclick: () => this.findPaths() }, "Find paths")), p.found);
