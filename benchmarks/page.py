@@ -31,8 +31,13 @@ CLICKED = """
 async ([depth, key]) => {
   const columns = document.querySelector('.columns'), started = performance.now();
   const from = columns.children[depth].querySelector(`button[data-key="${CSS.escape(key)}"]`);
+  const stands = () => columns.children[depth + 1]?.querySelector('footer[data-value]');
+  const drawn = new Promise((done) => {
+    const watch = new MutationObserver(() => stands() && (watch.disconnect(), requestAnimationFrame(done)));
+    watch.observe(columns, { childList: true, subtree: true, attributes: true });
+  });
   from.click();
-  while (!columns.children[depth + 1]?.querySelector('footer[data-value]')) await new Promise(requestAnimationFrame);
+  await drawn;
   return performance.now() - started;
 }
 """
