@@ -151,6 +151,8 @@ def test_three_levels_show_the_numbers_of_the_library_and_add_up(visit, frozen):
         assert all(weights + bias == pytest.approx(value, abs=1e-9) for value, weights, bias in (one, other))
     assert page.locator(".crumbs li").count() == 4
     page.locator(".checked", has_text="two independent routes").wait_for()
+    allowed = "(allowed: 1 \N{MULTIPLICATION SIGN} 10\N{SUPERSCRIPT MINUS}\N{SUPERSCRIPT FOUR})."
+    assert page.locator(".checked").inner_text().endswith(allowed)
 
 
 def test_a_cut_the_other_class_and_a_reload(visit, frozen):

@@ -1137,7 +1137,8 @@ class RelupathView extends HTMLElement {
     try {
       const { error, tolerance } = await this.ask(question);
       if (turn !== this.turn) return;
-      p.checked.textContent = `The weights and every constant of the network add up to this output by two independent routes, to a relative error of ${error.toExponential(0).replace("-", MINUS)} (allowed: ${tolerance.toExponential(0).replace("-", MINUS)}).`;
+      const power = (/** @type {number} */ size) => (size === 0 ? "0" : `${size.toExponential(0).replace(/e.*/, "")} \u00d7 10${raised(Number(size.toExponential(0).split("e")[1]))}`);
+      p.checked.textContent = `The weights and every constant of the network add up to this output by two independent routes, to a relative error of ${power(error)} (allowed: ${power(tolerance)}).`;
       p.checked.dataset.key = key;
     } catch (error) {
       if (turn === this.turn && !(error instanceof Deeper)) p.checked.textContent = error instanceof Error ? error.message : String(error);
