@@ -27,7 +27,7 @@ def methods(model: nn.Module, guided: str, cam: str) -> Mapping[str, Method]:
         guided: the layer of Guided Grad-CAM.
         cam: the layer of Grad-CAM.
     """
-    net = _not_in_place(model)
+    net = not_in_place(model)
     saliency = captum.attr.Saliency(net).attribute
     found = {
         "Saliency": saliency,
@@ -41,10 +41,10 @@ def methods(model: nn.Module, guided: str, cam: str) -> Mapping[str, Method]:
         "LRP, epsilon-plus": lambda x, target: _lrp(net, EpsilonPlus(), x, target),
         "LRP, gamma-box": lambda x, target: _lrp(net, EpsilonGammaBox(float(x.min()), float(x.max())), x, target),
     }
-    return {name: _plain(attribute) for name, attribute in found.items()}
+    return {name: plain(attribute) for name, attribute in found.items()}
 
 
-def _plain(attribute: Callable[..., Tensor]) -> Method:
+def plain(attribute: Callable[..., Tensor]) -> Method:
     """Without a method's remarks and derivatives."""
 
     def maps(x: Tensor, c: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def _lrp(net: nn.Module, composite: EpsilonPlus | EpsilonGammaBox, x: Tensor, c:
         return attribution(x, torch.eye(count)[c].to(x))[1]
 
 
-def _not_in_place(model: nn.Module) -> nn.Module:
+def not_in_place(model: nn.Module) -> nn.Module:
     """A copy whose activations leave their inputs as they are, which hooks need."""
     net = copy.deepcopy(model)
     for module in net.modules():

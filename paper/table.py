@@ -4,8 +4,9 @@
     python paper/table.py --network squeezenet --images FOLDER --weights squeezenet1_0.safetensors --records s.jsonl
 
 Each image is one line of the records, so that a run that was stopped goes on where it ended. Images are taken in an
-order mixed once. Among our searches the best are chosen on the images of even number, by insertion, by deletion, and by
-their difference; all figures are those of the images of odd number. Every method is compared, image by image, with the
+order mixed once. Among our searches the best are chosen on the images of even number: by insertion, by deletion, by
+their difference, and by the lesser of the leads over the peer that inserts best and the one that deletes best; all
+figures are those of the images of odd number. Every method is compared, image by image, with the
 peers that insert and that delete best on these.
 """
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 import asked
 import cifar10
+import partly
 import peers
 import relupath
 from relupath import files, images, metrics, models
@@ -36,11 +38,11 @@ MEASURES = ("insertion", "deletion", "insertion by channel", "deletion by channe
 CONTROL = "random"
 CHOICES: dict[str, Callable[[float, float], float]] = {
     "insertion": lambda insertion, deletion: insertion,
-    "deletion": lambda insertion, deletion: -deletion,
-    "insertion less deletion": lambda insertion, deletion: insertion - deletion,
+    "deletion": lambda insertion, deletion: deletion,
+    "insertion less deletion": lambda insertion, deletion: insertion + deletion,
+    "the lesser lead": min,
 }
-Ours = Callable[[relupath.Frozen, Tensor], Tensor]
-"""From the frozen network and the classes to maps."""
+"""By what a search is chosen: its leads over the best peers, in insertion and in deletion."""
 READINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "size": lambda found: found.sum(1).abs(),
     "positive": lambda found: found.clamp(min=0),
@@ -66,7 +68,7 @@ class Task:
     names: Sequence[str]
     pictures: Callable[[Sequence[int]], Tensor]
     peers: Mapping[str, peers.Method]
-    searches: Mapping[str, Ours]
+    searches: Mapping[str, partly.Ours]
 
 
 def of_cifar10(place: Path, weights: Path) -> Task:
@@ -77,8 +79,9 @@ def of_cifar10(place: Path, weights: Path) -> Task:
     x, _ = cifar10.images(place, each)
     order = _mixed(len(x))
     names = [f"{cifar10.CLASSES[n // each]} {n % each}" for n in order]
-    field = peers.methods(model, "features.8", "features.7")
-    found = searches((16, 64, 256, None), (1, 2, None), (1, 2, None))
+    usual = peers.methods(model, "features.8", "features.7")
+    field = {**usual, **partly.field(model, usual)}
+    found = {**searches((16, 64, 256, None), (1, 2, None), (1, 2, None)), **partly.searches(model)}
     return Task(model, names, lambda numbers: x[[order[n] for n in numbers]], field, found)
 
 
@@ -101,10 +104,12 @@ def _mixed(count: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def searches(widths: Sequence[int | None], depths: Sequence[int | None], few: Sequence[int | None]) -> dict[str, Ours]:
+def searches(
+    widths: Sequence[int | None], depths: Sequence[int | None], few: Sequence[int | None]
+) -> dict[str, partly.Ours]:
     """Our maps by name: selective at widths and depths, the others at a few depths, and some read in other ways."""
     neurons, channels, places = relupath.neurons, relupath.channels, relupath.locations
-    found: dict[str, Ours] = {}
+    found: dict[str, partly.Ours] = {}
     for depth in depths:
         for width in widths:
             found[_name("Selective", f"width {width or 'any'}", depth)] = ours(
@@ -128,7 +133,7 @@ def searches(widths: Sequence[int | None], depths: Sequence[int | None], few: Se
 
 def ours(
     search: Search | None, partition: Partition, reading: Callable[[Tensor], Tensor] = lambda found: found
-) -> Ours:
+) -> partly.Ours:
     """``W x`` of what a search finds, or of the whole network, read in some way."""
     return lambda frozen, c: reading(contributions(frozen, c, search, partition=partition)[0])
 
@@ -212,8 +217,10 @@ def report(task: Task, records: Mapping[int, dict[str, Any]], names: Sequence[st
     orders = {}
     for order, first in (("channels summed", 0), ("by channel", 2)):
         pair, chosen = areas[:, :, first : first + 2], {}
+        better = pair[~odd].mean(0) * torch.tensor([1, -1])
+        leads = better - better[field].amax(0) if field else better
         for choice, score in CHOICES.items():
-            scores = {k: score(*pair[~odd, k].mean(0).tolist()) for k in ours}
+            scores = {k: score(*leads[k].tolist()) for k in ours}
             chosen[choice] = names[max(scores, key=scores.__getitem__)] if scores else None
         rivals = [max(field, key=lambda k, m=m, sign=sign: sign * float(pair[odd, k, m].mean()))
                   for m, sign in ((0, 1), (1, -1))] if field else []  # fmt: skip
@@ -265,12 +272,12 @@ def main() -> None:
     parser.add_argument("--records", type=Path, required=True, help="JSON lines, one an image; they are added to")
     parser.add_argument("--count", type=int, default=500, help="so many images (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=20, help="images at a time (default: %(default)s)")
-    parser.add_argument("--methods", nargs="+", help="only these; all if not given")
+    parser.add_argument("--methods", nargs="+", help="only these; all but the slow ones if not given")
     parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
     options = parser.parse_args()
     task = {"cifar10": of_cifar10, "squeezenet": of_squeezenet}[options.network](options.images, options.weights)
     known = [*task.peers, *task.searches, CONTROL]
-    names = options.methods or known
+    names = options.methods or [name for name in known if not name.startswith(partly.SLOW)]
     if unknown := {*names} - {*known}:
         parser.error(f"no method is named {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     records = filled(task, options.records, options.count, names, options.batch)
