@@ -172,12 +172,13 @@ def test_the_picture_opens_with_classes_rows_and_layers(asked):
     assert_rows(said["rows"], frozen, Path())
 
 
-def assert_rows(rows, frozen, path, target=None):
+def assert_rows(rows, frozen, path, target=None, whole=True):
+    """The rows are linear models; to round-off where one comes from the tree, where the rest is a difference."""
     assert [row["role"] for row in rows] == ["target", "against", "contrast"]
     for row, functional in zip(rows, roles(frozen, target).values(), strict=True):
         model = linear_model(frozen, functional, path)
         numbers = [float(getattr(model, name)[0]) for name in ("value", "weight_part", "bias")]
-        exactly = {"rel": 0, "abs": 0} if row["role"] != "contrast" else {"rel": 1e-9, "abs": 1e-12}
+        exactly = {"rel": 0, "abs": 0} if whole and row["role"] != "contrast" else {"rel": 1e-9, "abs": 1e-12}
         got = [row[name] for name in ("value", "weight_part", "bias")]
         assert got == pytest.approx(numbers, **exactly)
         assert_map(row["map"], (model.weight * frozen.inputs[0].output)[0])
@@ -191,6 +192,18 @@ def test_rows_compare_the_classes_on_a_path(asked, target):
     first = one.answer({**question, "ask": "node"})["children"][0]
     said = one.answer({**question, "ask": "compare", "path": [first["key"]]})
     assert_rows(said["rows"], frozen, Path.from_dict(first["path"]), index)
+
+
+@pytest.mark.parametrize("on", ["target", "against", "contrast"])
+@pytest.mark.parametrize("which", ["path", "rest"])
+def test_rows_compare_the_classes_on_a_share_of_any_of_them(asked, on, which):
+    one, key, frozen = asked
+    question = {"picture": key, "on": on, "width": 2}
+    first = next(c for c in one.answer({**question, "ask": "node"})["children"] if c["kind"] == which)
+    said = one.answer({**question, "ask": "compare", "path": [first["key"]]})
+    assert_rows(said["rows"], frozen, Path.from_dict(first["path"]), whole=False)
+    (own,) = [row for row in said["rows"] if row["role"] == on]
+    assert own == {"role": on, **{name: first[name] for name in ("value", "weight_part", "bias", "map")}}
 
 
 @pytest.mark.parametrize("which", [0, "rest"])

@@ -70,17 +70,20 @@ def node_of(node: Node, above: Node | None, side: int) -> dict[str, Any]:
     """A share of the output; ``key`` tells it from the others of the same parent."""
     lowest = node.path.steps[0] if node.path.steps else None
     own = lowest if above is None or len(node.path) > len(above.path) else None
-    numbers = {"value": node.value, "weight_part": node.weight_part, "bias": node.bias}
-    shown = None if node.kind == "bias" or node.contribution is None else map_of(node.contribution, side)
     return {
         "key": key_of(node, above),
         "kind": node.kind,
         "layer": " | ".join(own.layers) if own else None,
         "unit": unit_of(own) if own and node.kind == "path" else None,
-        **numbers,
-        "map": shown,
+        **numbers_of(node, side),
         "path": node.path.to_dict() if node.kind in ("path", "rest") else None,
     }
+
+
+def numbers_of(node: Node, side: int) -> dict[str, Any]:
+    """Value, its parts and its map, of the linear model of a share."""
+    shown = None if node.kind == "bias" or node.contribution is None else map_of(node.contribution, side)
+    return {"value": node.value, "weight_part": node.weight_part, "bias": node.bias, "map": shown}
 
 
 def key_of(node: Node, above: Node | None) -> str:

@@ -192,7 +192,7 @@ class Explorer:
             "best": [vars(score) for score in view.best],
             "target": vars(view.target),
             "against": vars(view.against),
-            "rows": self._rows(view, Path()),
+            "rows": self._rows(view),
             "levels": levels,
             "layers": layers,
         }
@@ -221,7 +221,7 @@ class Explorer:
 
     def _compare(self, question: Question) -> dict[str, Any]:
         view = self._view(question)
-        return {"rows": self._rows(view, self._path(view))}
+        return {"rows": self._rows(view, self._unit(view))}
 
     def _paths(self, question: Question) -> dict[str, Any]:
         found = self._found(self._view(question)).answer
@@ -230,7 +230,7 @@ class Explorer:
 
     def _cut(self, question: Question) -> dict[str, Any]:
         view = self._view(question)
-        path = self._path(view)
+        path = self._unit(view).path
         if not path.steps:
             raise PathError("the whole output cannot be cut: choose a unit")
         with self.shelf.model:
@@ -252,16 +252,18 @@ class Explorer:
         classes = choose_classes(self.named, frozen.output[0], question.target, question.against)
         return _View(question, held, recording, *classes)
 
-    def _rows(self, view: _View, path: Path) -> list[dict[str, Any]]:
-        """A path's linear model for the target, the other class and their contrast."""
-        one, other = (_told(view.frozen, target, path) for target in view.functionals[:2])
-        return [
-            {"role": role, "value": v, "weight_part": v - b, "bias": b, "map": _wire.map_of(m, self.side)}
-            for role, (v, b, m) in zip(ROLES, (one, other, _difference(one, other)), strict=True)
-        ]
+    def _rows(self, view: _View, own: Node | None = None) -> list[dict[str, Any]]:
+        """What is taken apart, or one share of it, for the target, the other class and their contrast."""
+        known, path = ({}, Path()) if own is None else ({view.question.on: own}, own.path)
+        one, both = known.get("target") or _told(view.frozen, view.functionals[0], path), known.get("contrast")
+        other = known.get("against") or (
+            _difference(one, both) if both else _told(view.frozen, view.functionals[1], path)
+        )
+        nodes = zip(ROLES, (one, other, both or _difference(one, other)), strict=True)
+        return [{"role": role, **_wire.numbers_of(node, self.side)} for role, node in nodes]
 
-    def _path(self, view: _View) -> Path:
-        """The path of the node that is asked about.
+    def _unit(self, view: _View) -> Node:
+        """The node that is asked about.
 
         Raises:
             PathError: it is a bias, or the routes around a layer.
@@ -270,7 +272,7 @@ class Explorer:
             node, _ = _walk(tree.root, view.question.path)
         if node.kind not in ("path", "rest"):
             raise PathError(f"a {node.kind} is no path: choose a unit or the rest of a layer")
-        return node.path
+        return node
 
     @contextmanager
     def _tree(self, view: _View) -> Iterator[Tree]:
@@ -327,7 +329,7 @@ class Explorer:
 
     def _share(self, view: _View, path: Path) -> dict[str, Any]:
         """A found path, as a node is told."""
-        node = Node("path", path, *_told(view.frozen, view.functional, path))
+        node = _told(view.frozen, view.functional, path)
         return _wire.node_of(node, None, self.side) | {"key": str(path), "name": str(path.steps[0])}
 
     def _record(self, x: Float[Tensor, "..."]) -> Frozen:
@@ -364,20 +366,17 @@ def _walk(root: Node | None, keys: Sequence[str]) -> tuple[Node, Node | None]:
     return node, above
 
 
-Told = tuple[float, float, tuple[Tensor, ...]]
-"""Value and bias of a linear model, and what every input element adds."""
-
-
-def _told(frozen: Frozen, target: Target, path: Path) -> Told:
+def _told(frozen: Frozen, target: Target, path: Path) -> Node:
     """The linear model of a path, at the one input."""
     model = linear_model(frozen, target, path)
     weights = model.weight if isinstance(model.weight, tuple) else (model.weight,)
     terms = tuple((w * x.output)[0] for w, x in zip(weights, frozen.inputs, strict=True))
-    return float(model.value[0]), float(model.bias[0]), terms
+    return Node("path", path, float(model.value[0]), float(model.bias[0]), terms)
 
 
-def _difference(one: Told, other: Told) -> Told:
-    return one[0] - other[0], one[1] - other[1], tuple(a - b for a, b in zip(one[2], other[2], strict=True))
+def _difference(one: Node, other: Node) -> Node:
+    terms = zip(one.contribution or (), other.contribution or (), strict=True)
+    return Node("path", one.path, one.value - other.value, one.bias - other.bias, tuple(a - b for a, b in terms))
 
 
 def _searched(question: Question) -> tuple[Any, ...]:
