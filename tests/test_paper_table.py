@@ -183,6 +183,17 @@ def test_over_partial_pictures_both_measures_are_better_than_every_peers():
         assert part["methods"][name]["deletion_less_best_peer"]["high"] < 0
 
 
+def test_slow_peers_come_near_in_deletion_only():
+    found = json.loads((EXPECTED.parent / "table-cifar10-slow.json").read_text())
+    part, name = found["orders"]["channels summed"], "W x, partial pictures, smoothed"
+    assert part["best_peer"]["deletion"] == "Shapley sampling, both starts, smoothed"
+    less = part["methods"][name]["deletion_less_best_peer"]
+    assert less["low"] < 0 < less["high"]
+    assert part["methods"][name]["insertion_less_best_peer"]["low"] > 0
+    whole = json.loads(EXPECTED.read_text())["first"][0]["areas"][name]
+    assert found["first"][0]["areas"][name] == whole
+
+
 def test_the_table_was_made_of_all_methods_on_two_halves():
     want = json.loads(EXPECTED.read_text())
     assert (want["chosen_on"], want["reported_on"]) == (500, 500)
