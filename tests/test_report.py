@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 import shutil
+from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
@@ -18,6 +23,7 @@ import relupath
 from relupath import cli
 from relupath import report as module
 from relupath._asked import Question
+from relupath._html import adding, number
 from relupath.errors import UsageError
 from relupath.explorer import Explorer
 from relupath.images import Picture
@@ -145,41 +151,64 @@ def test_a_shallow_report_leaves_out_what_is_below(shallow):
     assert "1 level of the trees" in shallow.summary
 
 
-def test_the_shares_in_the_tables_add_up_to_the_logit(made):
+def test_the_shares_in_the_tables_add_up_to_the_logit_as_they_are_printed(made):
     frozen = relupath.freeze(network().model, to_tensor(PICTURE.image)[None])
     logits = frozen.output[0]
     reader = Reader(made.to_html())
     for name, value in ((NAMES[1], logits[1]), (NAMES[0], logits[0])):
         start = reader.rows.index(["share", "value", "pixels", "biases"]) + 1
         assert reader.rows[start][0] == name
-        below = []
-        for row in reader.rows[start + 1 :]:
-            if not row[0].startswith("\N{EM SPACE}"):
-                break
-            below.append((row[0].count("\N{EM SPACE}"), number_of(row[1])))
-        assert {depth for depth, _ in below} == {1, 2}
-        leaves = [v for (d, v), (e, _) in zip(below, [*below[1:], (0, 0)], strict=True) if e <= d]
-        assert number_of(reader.rows[start][1]) == pytest.approx(float(value), abs=1e-3)
-        assert sum(leaves) == pytest.approx(float(value), abs=1e-3 * len(leaves))
-        del reader.rows[: start + 1 + len(below)]
+        deeper = itertools.takewhile(lambda row: row[0].startswith("\N{EM SPACE}"), reader.rows[start + 1 :])
+        rows = [(row[0].count("\N{EM SPACE}"), *map(number_of, row[1:])) for row in (reader.rows[start], *deeper)]
+        assert {row[0] for row in rows} == {0, 1, 2}
+        assert float(rows[0][1]) == pytest.approx(float(value), abs=1e-3)
+        totals: dict[int, Decimal] = {}
+        children: dict[int, Decimal] = {}
+        for depth, total, pixels, biases in rows:
+            assert pixels + biases == total
+            for deep in [deep for deep in children if deep > depth]:
+                assert children.pop(deep) == totals[deep - 1]
+            totals[depth] = total
+            children[depth] = children.get(depth, Decimal()) + total
+        assert all(children[deep] == totals[deep - 1] for deep in children if deep)
+        del reader.rows[: start + len(rows)]
 
 
 def number_of(text):
-    return float(text.replace("\N{MINUS SIGN}", "-"))
+    return Decimal(text.replace("\N{MINUS SIGN}", "-"))
 
 
-def test_the_ninths_of_the_picture_add_up_and_lie_where_they_say(made):
+def test_the_ninths_of_the_picture_add_up_as_they_are_printed_and_lie_where_they_say(made):
     reader = Reader(made.to_html())
     start = next(i for i, row in enumerate(reader.rows) if row[0] == "part of the picture") + 1
     rows = {row[0]: list(map(number_of, row[1:])) for row in reader.rows[start : start + 12]}
     whole = relupath.linear_model(relupath.freeze(network().model, x := to_tensor(PICTURE.image)[None]), 1)
     part = (whole.weight * x)[0].sum(0)
-    assert rows["upper left"][0] == pytest.approx(float(part[:6, :7].sum()), abs=1e-3)
-    assert rows["lower right"][0] == pytest.approx(float(part[11:, 14:].sum()), abs=1e-3)
+    assert float(rows["upper left"][0]) == pytest.approx(float(part[:6, :7].sum()), abs=1e-3)
+    assert float(rows["lower right"][0]) == pytest.approx(float(part[11:, 14:].sum()), abs=1e-3)
     for column in range(3):
         ninths = sum(row[column] for name, row in rows.items() if name not in ("all pixels", "biases", "logit"))
-        assert ninths == pytest.approx(rows["all pixels"][column], abs=1e-2)
-        assert rows["all pixels"][column] + rows["biases"][column] == pytest.approx(rows["logit"][column], abs=1e-2)
+        assert ninths == rows["all pixels"][column]
+        assert rows["all pixels"][column] + rows["biases"][column] == rows["logit"][column]
+    assert all(one - other == both for one, other, both in rows.values())
+    start = next(i for i, row in enumerate(reader.rows) if row[0] == "below layer") + 1
+    end = next(i for i, row in enumerate(reader.rows) if row[0] == "all biases")
+    layers, (*_, total) = [[*map(number_of, row[1:])] for row in reader.rows[start:end]], reader.rows[start : end + 1]
+    assert len(layers) > 1
+    assert [sum(column) for column in zip(*layers, strict=True)] == [*map(number_of, total[1:])]
+
+
+@given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=30), st.integers(0, 6))
+def test_printed_parts_add_up_and_none_is_off_by_a_unit(values, places):
+    total = round(math.fsum(values), places)
+    printed = [Decimal(number(value, places).replace("\N{MINUS SIGN}", "-")) for value in adding(values, total, places)]
+    assert sum(printed) == Decimal(f"{total:.{places}f}")
+    unit = Decimal(10) ** -places
+    assert all(abs(one - Decimal(value)) < unit * Decimal("1.001") for one, value in zip(printed, values, strict=True))
+
+
+def test_parts_that_do_not_add_up_are_printed_as_they_are():
+    assert adding([1.24, 2.31], 4.0, 1) == [1.2, 2.3]
 
 
 def test_the_file_is_well_formed_and_names_from_outside_are_text(made):

@@ -46,6 +46,24 @@ def places(values: Iterable[float]) -> int:
     return max(0, min(9, 3 - math.floor(math.log10(largest)))) if largest else 0
 
 
+def adding(values: Sequence[float], total: float, places: int) -> list[float]:
+    """Numbers as they are printed, so that what is printed adds up: rounded down or up, up where the most is lost.
+
+    Args:
+        values: the numbers; where they do not add up to the total they are rounded one by one.
+        total: what they add up to as printed.
+        places: the decimal places.
+    """
+    if not abs(math.fsum(values) - total) * 10**places < 1:
+        return [round(value, places) for value in values]
+    scaled = [value * 10**places for value in values]
+    low = [math.floor(value) for value in scaled]
+    every, some = divmod(round(total * 10**places) - sum(low), len(values))
+    order = sorted(range(len(values)), key=lambda i: low[i] - scaled[i])
+    up = {i: every + (place < some) for place, i in enumerate(order)}
+    return [(whole + up[i]) / 10**places for i, whole in enumerate(low)]
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], most: int = SHOWN, places: int | None = None) -> str:
     """A table; numbers stand to the right, see ``number``. Of more rows than ``most`` the rest are counted."""
     every = list(rows)

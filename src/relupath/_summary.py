@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ._frozen import Frozen
-from ._html import Cell, number, places, table, text
+from ._html import adding, number, places, table, text
 from ._linear import linear_model
 from ._targets import logit
 from ._wire import plane
@@ -72,9 +72,9 @@ class Told:
         best = [(s["name"], s["logit"], _percent(s)) for s in opened["best"]]
         names = [self._plain(role) for role in ROLES]
         parts = [
-            ("The best classes", self._columns(("class", "logit", "probability"), best)),
-            ("Where the pixels speak", self._columns(("part of the picture", *names), self._ninths())),
-            ("Where the biases enter", self._columns(("below layer", *names), self._layers())),
+            ("The best classes", table(("class", "logit", "probability"), best, 400, places(s for _, s, _ in best))),
+            ("Where the pixels speak", self._ninths()),
+            ("Where the biases enter", self._layers()),
         ]
         trees = [(f"{name}, as a sum of paths", self._tree(role)) for role, name in zip(ROLES, names, strict=True)]
         return "".join(
@@ -208,31 +208,44 @@ class Told:
 
     # --- tables
 
-    def _columns(self, heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-        numbers = [cell for row in rows for cell in row if isinstance(cell, float)]
-        return table(heads, rows, 400, places(numbers))
+    def _ninths(self) -> str:
+        digits, columns = places(self.rows[role]["value"] for role in ROLES), {}
+        for role in ROLES[:2]:
+            row = self.rows[role]
+            whole = round(row["value"], digits)
+            sums = adding((row["weight_part"], row["bias"]), whole, digits)
+            columns[role] = [*adding(self.thirds[role], sums[0], digits), *sums, whole]
+        return self._columns("part of the picture", [*THIRDS, "all pixels", "biases", "logit"], columns, digits)
 
-    def _ninths(self) -> list[tuple[Cell, ...]]:
-        columns = [self.thirds[role] for role in ROLES]
-        sums = [("all pixels", "weight_part"), ("biases", "bias"), ("logit", "value")]
-        rows: list[tuple[Cell, ...]] = [*zip(THIRDS, *columns, strict=True)]
-        return rows + [(name, *(self.rows[role][part] for role in ROLES)) for name, part in sums]
+    def _layers(self) -> str:
+        told = [self.ask({"ask": "bias", "on": role})["layers"] for role in ROLES[:2]]
+        live = [pair for pair in zip(*told, strict=True) if any(one["value"] for one in pair)]
+        digits, columns = places(one["value"] for pair in live for one in pair), {}
+        for role, layers in zip(ROLES, zip(*live, strict=True), strict=False):
+            whole = round(self.rows[role]["bias"], digits)
+            columns[role] = [*adding([one["value"] for one in layers], whole, digits), whole]
+        return self._columns("below layer", [*(one["layer"] for one, _ in live), "all biases"], columns, digits)
 
-    def _layers(self) -> list[tuple[Cell, ...]]:
-        columns = [self.ask({"ask": "bias", "on": role})["layers"] for role in ROLES]
-        rows: list[tuple[Cell, ...]] = [
-            (row[0]["layer"], *(one["value"] for one in row)) for row in zip(*columns, strict=True)
-        ]
-        return [row for row in rows if any(row[1:])] + [("all biases", *(self.rows[role]["bias"] for role in ROLES))]
+    def _columns(self, head: str, names: Sequence[str], columns: Mapping[str, Sequence[float]], digits: int) -> str:
+        """Target, the other class, and the difference of the two as it is printed."""
+        pairs = zip(names, *(columns[role] for role in ROLES[:2]), strict=True)
+        rows = [(name, one, other, one - other) for name, one, other in pairs]
+        return table((head, *map(self._plain, ROLES)), rows, 400, digits)
 
     def _tree(self, role: str) -> str:
         root = self.ask({"ask": "node", "on": role})["node"]
-        rows = [(self._plain(role), root["value"], root["weight_part"], root["bias"])]
-        rows += [
-            ("\N{EM SPACE}" * len(path) + _called(share), share["value"], share["weight_part"], share["bias"])
-            for path, share in self._below(role)
-        ]
-        return self._columns(("share", "value", "pixels", "biases"), rows)
+        below = [*self._below(role)]
+        digits = places([root["value"], *(share["value"] for _, share in below)])
+        values: dict[tuple[str, ...], float] = {(): round(root["value"], digits)}
+        for above in dict.fromkeys(path[:-1] for path, _ in below):
+            children = {path: share["value"] for path, share in below if path[:-1] == above}
+            values |= zip(children, adding([*children.values()], values[above], digits), strict=True)
+        rows: list[tuple[str, float, float, float]] = []
+        for path, share in [((), root), *below]:
+            pixels, biases = adding((share["weight_part"], share["bias"]), values[path], digits)
+            name = "\N{EM SPACE}" * len(path) + _called(share) if path else self._plain(role)
+            rows.append((name, values[path], pixels, biases))
+        return table(("share", "value", "pixels", "biases"), rows, 400, digits)
 
     def _below(self, role: str, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
         """The shares of a tree below a node, each before its parts, with their keys from the root down."""
