@@ -221,6 +221,24 @@ def test_a_cached_parametrisation_keeps_its_graph():
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_one_model_frozen_in_several_threads_keeps_its_hooks():
+    """The second recording begins while the first is under way: it must not take suspended hooks for the user's."""
+    first, second, model = threading.Event(), threading.Event(), nn.Sequential(lin(5, 4), nn.ReLU(), lin(4, 3))
+    model[0].register_full_backward_hook(lambda *a: None)
+    before = dict(model[0]._backward_hooks)
+    model[1].register_forward_hook(lambda *a: (first.set(), second.wait(0.5))[2:] or None)
+    workers = [
+        threading.Thread(target=lambda: freeze(model, example((5,), 1))),
+        threading.Thread(target=lambda: (first.wait(5), freeze(model, example((5,), 1)), second.set())),
+    ]
+    randomise(model, 1)
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert dict(model[0]._backward_hooks) == before
+
+
 def test_overlapping_recordings_give_dynamo_its_stance_back():
     """A second recording finds the stance of the first, not the user's, which only the last to end restores."""
     import torch._dynamo.eval_frame as dynamo

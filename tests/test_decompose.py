@@ -12,7 +12,7 @@ from torch import nn
 
 from asserts import assert_adds_up, assert_nodes_are_their_paths, assert_untouched, nodes
 from cases import architectures
-from nets import build, deep, example, inputs, layered, randomise
+from nets import Lambda, build, deep, example, inputs, layered, randomise
 from relupath import Beam, Node, Path, channels, decompose, find_paths, freeze, locations, logit
 from relupath.errors import IncompleteError, PathError, RelupathError
 
@@ -35,6 +35,37 @@ def test_a_chain_has_no_routes_around_a_layer_and_a_skip_has():
         kinds[name] = {node.kind for node in nodes(tree)}
     assert kinds["vgg"] == {"path", "rest", "bias"}
     assert kinds["resnet"] == {"path", "rest", "bias", "by-pass"}
+
+
+@pytest.mark.parametrize("form", ["channels last", "transposed"])
+def test_trees_on_layers_in_any_order_in_memory_add_up(form):
+    if form == "channels last":
+        parts = [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)]
+        model = randomise(nn.Sequential(*parts), 0).to(memory_format=torch.channels_last)
+        frozen = freeze(model, example((2, 5, 5), 0, 2).to(memory_format=torch.channels_last))
+    else:
+        body = nn.ModuleList([nn.Conv1d(2, 4, 3), nn.Linear(4, 3), nn.Linear(12, 3)])
+        net = Lambda(
+            lambda m, x: m.body[2](m.body[1](m.body[0](x).transpose(1, 2).relu()).relu().flatten(1)), body=body
+        )
+        frozen = freeze(randomise(net, 0), example((2, 6), 0, 2))
+    assert not frozen.layers[0].output.is_contiguous()
+    tree = decompose(frozen, 0, width=2, sample=1).expand(3)
+    assert_adds_up(tree)
+    assert_nodes_are_their_paths(tree, frozen, 0, 1)
+
+
+def test_a_tree_of_a_network_that_writes_to_views_adds_up():
+    def forward(m, x):
+        h = m.body[0](x).relu()
+        h[:, 1] += 0.7
+        return m.body[2](m.body[1](h).relu())
+
+    body = nn.ModuleList([nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)])
+    frozen = freeze(randomise(Lambda(forward, body=body), 0), example((5,), 0, 1))
+    tree = decompose(frozen, 0, width=2).expand(3)
+    assert_adds_up(tree)
+    assert_nodes_are_their_paths(tree, frozen, 0, 0)
 
 
 class Around(nn.Module):

@@ -17,7 +17,8 @@ from asserts import assert_close, assert_complete, assert_same_model, refusal
 from nets import Lambda, example, randomise
 from relupath import freeze, linear_model
 from relupath._gates import TABLE
-from relupath.errors import UnsupportedOperation
+from relupath.errors import ModelError, UnknownLayerError, UnsupportedOperation
+from relupath.reach import first_flip
 
 C = torch.tensor([[0.3, -0.7, 1.1, -0.2]]).double()
 W = torch.randn(4, 4, generator=torch.Generator().manual_seed(5)).double()
@@ -426,6 +427,29 @@ def test_linear_map_of_a_constant_with_a_signal_as_bias_keeps_the_constant():
 def test_alpha_dropout_is_off_by_default_as_in_torch():
     model, x = net(lambda x: F.alpha_dropout(x)), given_input()
     assert torch.equal(freeze(model, x).output, model(x))
+
+
+def test_prelu_at_zero_is_one_piece_for_products_down_and_up():
+    """Torch's own derivative of PReLU takes the weight at 0, the derivative of that derivative takes 1."""
+    body = nn.Sequential(nn.Linear(1, 1), nn.PReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)).double().eval()
+    with torch.no_grad():
+        for number, weight, bias in ((0, 1, 0), (2, 1, 1), (4, 1, 0)):
+            body[number].weight.fill_(weight)
+            body[number].bias.fill_(bias)
+    frozen = freeze(body, torch.zeros(1, 1, dtype=torch.float64))
+    assert float(frozen.slopes("1")) == 0.25
+    flip = first_flip(frozen, -torch.ones(1, 1, dtype=torch.float64))
+    assert (float(flip.t), flip.layer) == (4.0, ("3",))
+
+
+def test_layers_and_outputs_of_complex_numbers_are_refused():
+    model = Lambda(lambda m, x: torch.fft.irfft(m.inner(torch.fft.rfft(x)), 8), inner=nn.Identity()).eval()
+    x = torch.randn(1, 8, dtype=torch.float64)
+    assert freeze(model, x).check().error.max() < 1e-9
+    with pytest.raises(UnknownLayerError, match=r"'inner' holds complex numbers.*record a layer before or after"):
+        freeze(model, x, layers=["inner"])
+    with pytest.raises(ModelError, match=r"output is complex.*output="):
+        freeze(model, x, output=torch.fft.fft)
 
 
 def test_every_function_of_the_table_has_a_known_kind():

@@ -18,7 +18,7 @@ from ._node import Kind, Node
 from ._partitions import Partition, neurons
 from ._paths import Path, Step
 from ._products import Products
-from ._sources import reduced, sum_and_size
+from ._sources import Source, reduced, sum_and_size
 from ._targets import TargetLike
 from ._tested import TOLERANCE, imbalance
 from ._units import Layer
@@ -157,16 +157,18 @@ class _Split:
                 pulled = dict(zip(layers, tree.frozen.vjp(leads, layers), strict=True))
             if any(bool((v * layer.output).any()) for layer, v in pulled.items()):
                 stays = {above: v for above, v in front.items() if above not in leads}
-                passing = self._passing(front, pulled | stays, [*constants.values()])
+                passing = self._passing(front, pulled | stays, constants)
                 return self._level(node, pulled, stays, at, passing)
         return ()
 
-    def _passing(self, front: Front, through: Front, constants: Sequence[tuple[Tensor, Tensor]]) -> _Passing:
+    def _passing(self, front: Front, through: Front, constants: Mapping[Source, tuple[Tensor, Tensor]]) -> _Passing:
         """What passes a level, and what does not; where every route leads through it, the weights are the node's."""
         tree, frozen = self.tree, self.tree.frozen
         if not by_pass(front, through, frozen.inputs):
-            self._refuse_difference(front, through, constants)
-            return _Passing(self.weights, sum(float(term) for term, _ in constants))
+            beyond = frozen.accounted(through)[1] if frozen.writes_to_views else {}  # products go on to the inputs then
+            terms = [pair for source, pair in constants.items() if source not in beyond]
+            self._refuse_difference(front, through, terms)
+            return _Passing(self.weights, sum(float(term) for term, _ in terms))
         (products, below), (_, above) = frozen.accounted(through), frozen.accounted(front)
         weights = [w[tree.sample] for w in products]
         entering = sum(float(term) for source, term in above.items() if source not in below)
@@ -320,7 +322,7 @@ class _Unit:
         values = self.values / scale
 
         def front() -> Front:
-            whole = torch.zeros_like(self.layer.output)
+            whole = self.layer.output.new_zeros(self.layer.output.shape)
             whole[sample].view(-1)[self.positions] = values
             return {self.layer: whole}
 

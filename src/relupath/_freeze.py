@@ -319,6 +319,8 @@ def _top(result: Any, signal: Tensor | None, inputs: Sequence[Layer]) -> Layer:
             f"the model returns {type(result).__name__}, not a tensor: pick one with output=, "
             "such as freeze(model, x, output=lambda out: out.logits)"
         )
+    if result.is_complex():
+        raise ModelError("the model's output is complex: pick real numbers with output=, such as output=torch.abs")
     if result.ndim < 2 or len(result) != samples:
         raise ModelError(f"the output must have shape (samples, ..., classes); got {list(result.shape)}")
     if not torch.isfinite(result).all():

@@ -174,6 +174,11 @@ def _piece(call: Call) -> Straight:
     return Straight(written(call, output), intercept)
 
 
+def _bent_at_zero(call: Call) -> Straight:
+    """PReLU: two pieces through the origin. Its own second derivative has another slope at 0 than its first."""
+    return Straight(_piece(call).output)
+
+
 def _gate(call: Call) -> Straight:
     """``f(h) = f(0) + h * phi(h)``: the slope is phi(h), and f'(0) where h = 0; the intercept is f(0), mostly zero."""
     h, pure = call.first, call.out_of_place()
@@ -302,7 +307,7 @@ NAMES: tuple[tuple[Rule, str], ...] = (
     (Rule("affine", _dropout), "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
     # pieces
     (Rule("piece", _linear, activation=True, needs="signs"), "relu relu_ leaky_relu leaky_relu_"),
-    (Rule("piece", _linear, activation=True), "prelu"),
+    (Rule("piece", _bent_at_zero, activation=True), "prelu"),
     (Rule("piece", _rrelu, activation=True), "rrelu rrelu_"),
     (Rule("piece", _piece, activation=True), "relu6 threshold threshold_ hardshrink softshrink"),
     (Rule("piece", _piece, activation=True, gating=2), "hardtanh hardtanh_"),

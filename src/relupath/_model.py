@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.fx
@@ -88,7 +89,29 @@ class Surroundings:
 
 @contextmanager
 def kept(modules: Iterable[nn.Module], own: Belongings, surroundings: Surroundings) -> Iterator[None]:
-    """Suspend backward hooks, compiling, checkpointing; undo what a forward does to attributes, buffers, randomness."""
+    """Suspend backward hooks, compiling, checkpointing; undo what a forward does to attributes, buffers, randomness.
+
+    Models that share a module are kept one after the other.
+    """
+    with ExitStack() as stack:
+        for lock in _locks(modules):
+            stack.enter_context(lock)
+        with _kept(modules, own, surroundings):
+            yield
+
+
+def _locks(modules: Iterable[nn.Module]) -> list[threading.RLock]:
+    """The modules' locks, in an order that is the same for all."""
+    with _LOCKING:
+        return [_LOCKS.setdefault(module, threading.RLock()) for module in sorted(modules, key=id)]
+
+
+_LOCKING = threading.Lock()
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
+@contextmanager
+def _kept(modules: Iterable[nn.Module], own: Belongings, surroundings: Surroundings) -> Iterator[None]:
     places = [module.__dict__ for module in modules]
     places += [place[key] for place in places for key in ("_parameters", "_buffers", "_modules")]
     cache: dict[Any, Any] = parametrize._cache

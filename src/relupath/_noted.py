@@ -9,6 +9,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from ._calls import storage_of
 from ._units import Layer
+from .errors import UnknownLayerError
 
 
 class NotedLayers(list[Layer]):
@@ -22,7 +23,15 @@ class NotedLayers(list[Layer]):
         self._activated: Tensor | None = None
 
     def note(self, name: str, signal: Tensor, module: str, activation: bool | None = None) -> None:
-        """Note a layer: what comes out of an operation, or (activation unsaid) of a module."""
+        """Note a layer: what comes out of an operation, or (activation unsaid) of a module.
+
+        Raises:
+            UnknownLayerError: it holds complex numbers.
+        """
+        if signal.is_complex():
+            raise UnknownLayerError(
+                f"{name!r} holds complex numbers, on which no path can stand: record a layer before or after them"
+            )
         if activation is None:
             activation = signal is self._activated
         self._latest = signal, module
