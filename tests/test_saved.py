@@ -242,5 +242,5 @@ def test_gates_of_bounded_pieces_are_kept_as_bytes_and_zero_constants_as_one_num
     start = live_bytes()
     frozen = freeze(model, x)
     assert live_bytes() - start == x.nbytes + STATE + 200 * (8 + 1) + 4 * 8, "the layer and its gates; output and zero"
-    assert [source.name for source in frozen.sources] == [":cat", ":relu6", "tail.bias"]
+    assert [source.name for source in frozen.sources] == [":relu6", "tail.bias"]
     linear_model(frozen, 0)
