@@ -215,7 +215,7 @@ def operations(draw: st.DrawFn) -> nn.Module:
     st.lists(operations(), min_size=2, max_size=4), st.integers(5, 11), st.integers(5, 11), st.integers(0, 99),
     st.booleans(),
 )  # fmt: skip
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_windows_are_full_through_any_stack(stack, height, width, seed, channels):
     model = randomise(nn.Sequential(nn.Conv2d(2, CHANNELS, 3, padding=1), *stack, nn.Flatten()), seed)
     x = example((2, height, width), seed)

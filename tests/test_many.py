@@ -93,7 +93,7 @@ def test_each_row_is_the_linear_model_of_its_path(name):
     assert_rows(linear_models(frozen, paths, 1, samples=samples), frozen, paths, samples, target=1)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.data())
 def test_rows_of_layered_networks_with_skips(data):
     architecture = data.draw(architectures())
