@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from asserts import assert_complete, assert_same_model, assert_untouched
 from nets import Lambda, example, randomise
-from relupath import freeze, linear_model
+from relupath import Exact, Path, find_paths, freeze, linear_model, linear_models
 from relupath._gates import TABLE
 from relupath.errors import IncompleteError, ModelError, RelupathError, UnsupportedOperation
 from test_detection import LIES, LIVE, Residual, Sines, Site, assert_found_or_right, assert_found_out, holding, quietly
@@ -417,6 +417,21 @@ def test_check_runs_under_the_autocast_of_the_recording(inside):
         frozen.check(0)
         assert not torch.is_autocast_enabled("cpu")
     assert set(formats) == {(torch.bfloat16, True)}
+
+
+def test_what_is_asked_under_autocast_is_computed_as_it_was_recorded():
+    parts = [nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)]
+    frozen = freeze(randomise(nn.Sequential(*parts), 0, torch.float32), example((2, 8, 8), 0, 1, torch.float32))
+    paths = [Path.of([("3", (c, 1, 1))]) for c in range(6)]
+
+    def asked():
+        found = find_paths(frozen, 0, Exact())
+        return linear_model(frozen, 0).weight, linear_models(frozen, paths, 0).weight, found.value
+
+    expected = asked()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for got, own in zip(asked(), expected, strict=True):
+            assert torch.equal(got, own)
 
 
 @pytest.mark.parametrize("kind", [torch.complex64, torch.complex128])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ def pulled(cotangents: Mapping[Layer, Tensor], down: Sequence[GradientEdge], bat
         Abandoned: nobody waits for it any longer.
     """
     go_on()
-    with torch.inference_mode(False), torch.enable_grad(), _started(cotangents, down) as starts:
+    device = next(iter(cotangents)).output.device
+    with torch.inference_mode(False), torch.enable_grad(), as_recorded(device), _started(cotangents, down) as starts:
         return torch.autograd.grad(
             [layer.edge for layer in cotangents],
             down,
@@ -35,6 +36,11 @@ def pulled(cotangents: Mapping[Layer, Tensor], down: Sequence[GradientEdge], bat
             allow_unused=True,
             is_grads_batched=batched,
         )
+
+
+def as_recorded(device: torch.device) -> AbstractContextManager[object]:
+    """Products run in the recording's own precision, also where they are asked for under autocast."""
+    return torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ._frozen import Frozen
+from ._graph import as_recorded
 
 Of = Callable[[Tensor], Tensor]
 """A function g of the entries of a matrix with g(ab) = g(a) g(b): the entry, its size, or whether it is not zero."""
@@ -55,7 +56,7 @@ class Stretch:
             NotFactored: autograd does not know that derivative.
         """
         x = x.reshape(self.below_shape)
-        with self.frozen.lock, torch.inference_mode(False), torch.enable_grad():
+        with self.frozen.lock, torch.inference_mode(False), torch.enable_grad(), as_recorded(self.frozen.output.device):
             try:
                 (y,) = torch.autograd.grad([self._product], [self._cotangent], [x], retain_graph=True)
             except RuntimeError as error:
@@ -64,7 +65,7 @@ class Stretch:
 
     def _grad(self, cotangent: Tensor, create_graph: bool) -> Tensor:
         above, below = self.ends
-        with self.frozen.lock, torch.inference_mode(False), torch.enable_grad():
+        with self.frozen.lock, torch.inference_mode(False), torch.enable_grad(), as_recorded(self.frozen.output.device):
             (product,) = torch.autograd.grad(
                 [above], [below], [cotangent], retain_graph=True, create_graph=create_graph, allow_unused=True
             )

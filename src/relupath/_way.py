@@ -12,7 +12,7 @@ from torch import Tensor
 from ._cropped import KEEP_CHANNELS, OPERATIONS, Channels, NotCropped, Place, metadata, shape_of, taken
 from ._crops import Crops, added
 from ._frozen import Frozen
-from ._graph import route
+from ._graph import as_recorded, route
 from ._sources import refuse_changed
 from ._units import Layer
 
@@ -89,7 +89,7 @@ class Way:
         todo = [Part(slice(0, len(crops)), crops, crops.values.new_zeros(2, len(crops)), {self.start: [crops]})]
         while todo:
             part = todo.pop()
-            with self.frozen.lock, torch.no_grad():
+            with self.frozen.lock, torch.no_grad(), as_recorded(crops.values.device):
                 several = self._down(part, None if wanted is None else wanted[part.rows], narrow)
             if several:
                 todo += reversed(several)
