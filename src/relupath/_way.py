@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,8 +37,9 @@ class Part:
     position: int = 0
 
     def split(self, most: int) -> list[Part]:
-        """The same in parts of so many cotangents."""
+        """The same in parts of at most so many cotangents, as alike in size as can be."""
         first, count = self.rows.start, self.biases.shape[1]
+        most = math.ceil(count / math.ceil(count / most))
         parts = []
         for start in range(0, count, most):
             some = slice(start, min(start + most, count))
