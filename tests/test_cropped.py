@@ -14,7 +14,7 @@ from nets import Lambda, example, randomise
 from relupath import Path, freeze, linear_model, linear_models
 from relupath._cropped import NotCropped
 from relupath._crops import Crops
-from relupath._way import Way
+from relupath._way import Part, Way
 
 ROUNDING = 1e-12
 CHANNELS = 4
@@ -374,3 +374,25 @@ def test_a_stretch_that_runs_in_another_dtype_is_carried_in_it():
     assert pulled.values.dtype == torch.float32
     assert_close(pulled.dense(), full(frozen, upper, lower, every_neuron(upper)))
     assert_paths_are_full(frozen, "0", "1")
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "sizes"), [(12, 11, [6, 6]), (12, 5, [4, 4, 4]), (7, 3, [3, 3, 1]), (3, 9, [3])]
+)
+def test_parts_are_as_alike_in_size_as_can_be(count, most, sizes):
+    shape = (2, 3, 3)
+    crops = Crops(torch.randn(count, *shape), shape, torch.zeros(count, dtype=torch.int64))
+    whole = Part(slice(0, count), crops, torch.zeros(2, count), {("here", 0): [crops]}, 4)
+    parts = whole.split(most)
+    assert [len(part.met["here", 0][0]) for part in parts] == [part.biases.shape[1] for part in parts] == sizes
+    assert torch.equal(torch.cat([part.met["here", 0][0].values for part in parts]), crops.values)
+    assert [part.rows.start for part in parts] == [sum(sizes[:k]) for k in range(len(sizes))]
+
+
+def test_cotangents_are_parted_before_an_operation_that_makes_them_larger():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(2, 2, 1), nn.ReLU())
+    frozen = freeze(randomise(model, 0), torch.randn(1, 1, 16, 16).double())
+    lower, upper = frozen.layers
+    crops = Crops(torch.randn(8, *upper.shape).double(), upper.shape, torch.zeros(8, dtype=torch.int64))
+    parts = [*Way(frozen, upper, lower, 2 * lower.output.nbytes).pull(crops)]
+    assert [len(part.found) for part in parts] == [2, 2, 2, 2]

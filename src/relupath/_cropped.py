@@ -157,13 +157,15 @@ def _convolution(node: Any, crops: Crops, wanted: Channels) -> Pulled:
 
 
 def taken(node: Any, crops: Crops, wanted: Channels) -> int:
-    """The bytes that one cotangent takes in an operation: its values, or the kernels that are its own."""
+    """The bytes that one cotangent takes in an operation: its values, above or below, or kernels that are its own."""
     own = 0
+    if crops.corners is crops.channels is None and node.next_functions[0][0] is not None:
+        own = math.prod(shape_of(node.next_functions[0])) * crops.values.element_size()
     if node.name() == "ConvolutionBackward0" and not (crops.channels is wanted is None):
         above, below = node._saved_weight.shape[:2]
         above = above if crops.channels is None else crops.channels.shape[1]
         below = wanted.shape[1] if wanted is not None and crops.channels is None else below
-        own = 2 * above * below * math.prod(node._saved_weight.shape[2:]) * node._saved_weight.element_size()
+        own += 2 * above * below * math.prod(node._saved_weight.shape[2:]) * node._saved_weight.element_size()
     return max(crops.bytes_each, own)
 
 
