@@ -114,6 +114,19 @@ def test_a_question_gets_the_explorers_answer(client, explored):
         assert response.content.isascii()
 
 
+def test_what_answers_is_a_thread_that_ends(client, explored, monkeypatch):
+    one, computing = explored[0], []
+    answer = one.answer
+    monkeypatch.setattr(one, "answer", lambda data: computing.append(threading.current_thread()) or answer(data))
+    for _ in range(2):
+        assert client.post("/api/ask", json={"ask": "hello"}).status_code == 200
+    first, second = computing
+    assert first is not second
+    for thread in computing:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
 def test_a_photo_is_held_under_a_name_that_can_be_read(client, explored):
     one, _ = explored
     names = {

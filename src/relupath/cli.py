@@ -24,6 +24,7 @@ from ._options import EXISTING, EXTENT, LOADING, MODEL, SCENES, SEARCHING, STRAT
 from .errors import PathError, RelupathError, TargetError, UnknownLayerError, UsageError
 
 if TYPE_CHECKING:
+    from .explorer import Explorer
     from .images import Picture
     from .models import Classifier
     from .runs import Plan
@@ -206,13 +207,20 @@ def explore(photos: tuple[Path, ...], host: str, port: int, browser: bool, quiet
         with _progress(quiet) as progress:
             progress("loading torch and the model")
             server, explorer = (import_module(name, __package__) for name in (".server", ".explorer"))
-            shown: list[tuple[Picture, str | None]] = [(relupath.images.read(photo), None) for photo in photos]
-            if not photos and options["model"] == "creatures":
-                shown = [_scene(options)]
-            classifier = _classifier(options, progress, [note for picture, _ in shown for note in picture.notes])
-            explored = explorer.Explorer(classifier, pictures=explorer.PICTURES + len(shown), python=_code(options))
-            for picture, code in reversed(shown):  # the first one is the newest, and opens
-                explored.add(picture, code)
+
+            def loaded() -> Explorer:
+                shown: list[tuple[Picture, str | None]] = [(relupath.images.read(photo), None) for photo in photos]
+                if not photos and options["model"] == "creatures":
+                    shown = [_scene(options)]
+                classifier = _classifier(options, progress, [note for picture, _ in shown for note in picture.notes])
+                made: Explorer = explorer.Explorer(
+                    classifier, pictures=explorer.PICTURES + len(shown), python=_code(options)
+                )
+                for picture, code in reversed(shown):  # the first one is the newest, and opens
+                    made.add(picture, code)
+                return made
+
+            explored = server.apart(loaded).result()
 
         def ready(address: str) -> None:
             click.echo(f"exploring at {address} until Ctrl-C")

@@ -14,9 +14,10 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import images
 from ._asked import is_long
@@ -41,6 +42,7 @@ Scope = Any
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Result = TypeVar("Result")
 
 WEB = Path(__file__).with_name("web")
 FILES = {
@@ -68,7 +70,7 @@ HASTE = 10
 """How many seconds a connection may take to its first request."""
 CONNECTIONS = 512
 LONGEST_NAME = 80
-WORKER = "AnyIO worker thread"
+WORKER = "relupath"
 
 
 def application(explorer: Explorer, token: str, hosts: Sequence[str] = ("localhost",), web: Path = WEB) -> App:
@@ -139,9 +141,22 @@ def serve(
         uvicorn.Server(config).run(sockets=[listener])
 
 
+def apart(work: Callable[[], Result]) -> Future[Result]:
+    """Have something done in a thread of its own, which ends with it.
+
+    OpenMP keeps a team of threads for every thread that has computed. Once they are more than the cores, they sleep
+    between any two operations, and a page's answer takes a third longer: the main thread of a server computes nothing.
+    """
+    pool = ThreadPoolExecutor(1, WORKER)
+    try:
+        return pool.submit(work)
+    finally:
+        pool.shutdown(wait=False)
+
+
 def leave() -> None:
     """End the process at once if a thread still computes for the page: a search may take minutes."""
-    if any(thread.name == WORKER for thread in threading.enumerate()):
+    if any(thread.name.startswith(WORKER) for thread in threading.enumerate()):
         sys.stdout.flush()
         os._exit(0)
 
@@ -242,7 +257,7 @@ class _Desk:
             async with self.at_once:
                 if left.is_set():
                     raise ClientDisconnect
-                return await anyio.to_thread.run_sync(patient, abandon_on_cancel=True)
+                return await asyncio.wrap_future(apart(patient))
         finally:
             watching.cancel()
 
