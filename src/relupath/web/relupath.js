@@ -265,13 +265,19 @@ function table(name) {
 }
 
 /** @param {string} text */
-const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+function bytesOf(text) {
+  const plain = atob(text), bytes = new Uint8Array(plain.length);
+  for (let i = 0; i < plain.length; i++) bytes[i] = plain.charCodeAt(i);
+  return bytes;
+}
 
 /** The numbers of a map: scale * sign(q) * (q / 127)^2. @param {WireMap} map */
 export async function valuesOf(map) {
   const stream = new Blob([bytesOf(map.data)]).stream().pipeThrough(new DecompressionStream("deflate"));
   const whole = new Int8Array(await new Response(stream).arrayBuffer());
-  return Float32Array.from(whole, (q) => (map.scale * q * Math.abs(q)) / 16129);
+  const values = new Float32Array(whole.length);
+  for (let i = 0; i < whole.length; i++) values[i] = (map.scale * whole[i] * Math.abs(whole[i])) / 16129;
+  return values;
 }
 
 /** All sizes other than zero, in order. @param {Float32Array[]} maps */
@@ -287,6 +293,11 @@ const endOf = (sizes, clip) => sizes[Math.min(sizes.length - 1, Math.floor((clip
 
 /** The longest side in which pictures are painted: each thumbnail is as fine as the picture below it. */
 const FINEST = 512;
+
+/** For so many milliseconds nothing is drawn in place of an answer, which that would delay. */
+const AT_ONCE = 150;
+/** After so many the page says that it computes. */
+const SLOW = 600;
 
 /** @param {WireImage} image */
 async function pixelsOf(image) {
@@ -606,6 +617,9 @@ class RelupathView extends HTMLElement {
     try {
       const opened = /** @type {Opened} */ (await this.ask(this.question("open")));
       if (turn !== this.turn) return;
+      const next = this.ask(this.question("node", { path: this.deepest() })).catch(() => null);
+      await Promise.race([next, new Promise((done) => setTimeout(done, AT_ONCE))]);
+      if (turn !== this.turn) return;
       this.shown = keyOf(this.question("open"));
       p.view.toggleAttribute("data-old", false);
       this.open(opened);
@@ -627,6 +641,9 @@ class RelupathView extends HTMLElement {
 
   /** @param {boolean} busy */
   busy(busy) {
+    clearTimeout(this.slow);
+    this.slow = busy ? setTimeout(() => this.toggleAttribute("data-slow", true), SLOW) : undefined;
+    if (!busy) this.toggleAttribute("data-slow", false);
     this.toggleAttribute("data-busy", busy);
     this.setAttribute("aria-busy", String(busy));
   }
@@ -857,12 +874,16 @@ class RelupathView extends HTMLElement {
     p.pin.disabled = !unit;
   }
 
+  /** The way to the node whose shares are the last column. */
+  deepest() {
+    const { path } = this.state, last = path.at(-1);
+    return last === "bias" || last === "by-pass" ? path.slice(0, -1) : path;
+  }
+
   /** The shares below each node on the way down. @param {number} turn */
   async showColumns(turn) {
-    const p = this.parts, { path } = this.state;
+    const p = this.parts, path = this.deepest(), count = path.length + 1;
     if (!p) return;
-    const leaf = path.at(-1) === "bias" || path.at(-1) === "by-pass";
-    const count = path.length + (leaf ? 0 : 1);
     const before = p.columns.children.length;
     const held = [...p.columns.children].findIndex((column) => column.contains(focused(this)));
     const work = [];
