@@ -34,7 +34,7 @@ ZERO, BLUR = torch.zeros_like, metrics.blur
 PICTURES = 64
 """From each start."""
 NARROW, WIDE = 0.7, 1.0
-"""Standard deviations, in pixels, of the Gaussian by which our maps and the peers' are smoothed."""
+"""Standard deviations of the Gaussian by which our maps and the peers' are smoothed, in 32nds of the height."""
 ORDERS = 6
 """In which Shapley sampling lets the pixels come: each is one pass of the network a pixel."""
 SLOW = (
@@ -78,7 +78,7 @@ def field(model: nn.Module, usual: Mapping[str, peers.Method]) -> dict[str, peer
         return peers.plain(lambda x, target: method(x, baselines=metrics.blur(x.detach()), target=target, **more))
 
     at_zero = once(usual["Integrated Gradients"])
-    at_blur = once(from_blur(captum.attr.IntegratedGradients(net).attribute))
+    at_blur = once(from_blur(partial(peers.in_batches, captum.attr.IntegratedGradients(net).attribute)))
     found: dict[str, peers.Method] = {
         "Integrated Gradients, from blur": at_blur,
         "Integrated Gradients, both starts": lambda x, c: at_zero(x, c) + at_blur(x, c),
@@ -163,5 +163,9 @@ def _lrp(method: peers.Method, x: Tensor, c: Tensor) -> Tensor:
     return sum((method(z, c) * (z == x) for start in (ZERO, BLUR) for z in seen(x, start)), torch.zeros_like(x))
 
 
-def _smooth(maps: Callable[..., Tensor], sigma: float) -> Callable[..., Tensor]:
-    return lambda *given: smoothed(maps(*given), sigma)
+def _smooth(method: Callable[..., Tensor], sigma: float) -> Callable[..., Tensor]:
+    def maps(*given: object) -> Tensor:
+        found = method(*given)
+        return smoothed(found, sigma * found.shape[-2] / 32)
+
+    return maps

@@ -17,6 +17,8 @@ Maps = Float[Tensor, "B C H W"] | Float[Tensor, "B H W"]
 Method = Callable[[Float[Tensor, "B C H W"], Int[Tensor, " B"]], Maps]
 SAMPLES, NOISE = 25, 0.15
 """Of SmoothGrad: how many, and their standard deviation as a share of the input's range."""
+AT_ONCE = 2**20
+"""Input numbers in one batch of Integrated Gradients."""
 
 
 def methods(model: nn.Module, guided: str, cam: str) -> Mapping[str, Method]:
@@ -33,7 +35,7 @@ def methods(model: nn.Module, guided: str, cam: str) -> Mapping[str, Method]:
         "Saliency": saliency,
         "Saliency, signed": partial(saliency, abs=False),
         "Input x Gradient": captum.attr.InputXGradient(net).attribute,
-        "Integrated Gradients": captum.attr.IntegratedGradients(net).attribute,
+        "Integrated Gradients": partial(in_batches, captum.attr.IntegratedGradients(net).attribute),
         "Guided Backprop": captum.attr.GuidedBackprop(net).attribute,
         "Guided Grad-CAM": captum.attr.GuidedGradCam(net, net.get_submodule(guided)).attribute,
         "SmoothGrad": partial(_smooth, saliency),
@@ -53,6 +55,11 @@ def plain(attribute: Callable[..., Tensor]) -> Method:
             return attribute(x.clone().requires_grad_(), target=c).detach().to(x.dtype)
 
     return maps
+
+
+def in_batches(method: Callable[..., Tensor], x: Tensor, target: Tensor, **more: object) -> Tensor:
+    """Integrated gradients by few of the large pictures at a time, which a processor's cache holds."""
+    return method(x, target=target, internal_batch_size=max(len(x), AT_ONCE // x[0].numel()), **more)
 
 
 def _smooth(saliency: Callable[..., Tensor], x: Tensor, target: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The paper's table: insertion and deletion of paths beside the field's maps; chosen on one half, told of the other.
 
     python paper/table.py --network cifar10 --images test.zip --weights toycnn_cifar10.safetensors --records c.jsonl
-    python paper/table.py --network squeezenet --images FOLDER --weights squeezenet1_0.safetensors --records s.jsonl
+    python paper/table.py --network squeezenet --images FOLDER --weights squeezenet1_0.safetensors --records s.jsonl \
+        --rows 4 --batch 2
 
 Each image is one line of the records, so that a run that was stopped goes on where it ended. Images are taken in an
 order mixed once. Among our searches the best are chosen on the images of even number: by insertion, by deletion, by
@@ -34,7 +35,7 @@ from relupath._partitions import Partition
 from relupath._search import Search
 from relupath.errors import UsageError
 
-MEASURES = ("insertion", "deletion", "insertion by channel", "deletion by channel")
+ORDERS: dict[str, Callable[..., Tensor]] = {"channels summed": metrics.ranks, "by channel": metrics.channel_ranks}
 CONTROL = "random"
 CHOICES: dict[str, Callable[[float, float], float]] = {
     "insertion": lambda insertion, deletion: insertion,
@@ -62,6 +63,8 @@ class Task:
         pictures: from numbers to the network's inputs.
         peers: the field's methods.
         searches: ours, by name.
+        scored: the network as it is run for the scores.
+        variant: whether the variant of the paper's authors, by channel, is measured too.
     """
 
     model: nn.Module
@@ -69,6 +72,13 @@ class Task:
     pictures: Callable[[Sequence[int]], Tensor]
     peers: Mapping[str, peers.Method]
     searches: Mapping[str, partly.Ours]
+    scored: metrics.Network
+    variant: bool = True
+
+    @property
+    def orders(self) -> Mapping[str, Callable[..., Tensor]]:
+        """The ways to sort the pixels."""
+        return {name: ranks for name, ranks in ORDERS.items() if self.variant or ranks is metrics.ranks}
 
 
 def of_cifar10(place: Path, weights: Path) -> Task:
@@ -82,7 +92,7 @@ def of_cifar10(place: Path, weights: Path) -> Task:
     usual = peers.methods(model, "features.8", "features.7")
     field = {**usual, **partly.field(model, usual)}
     found = {**searches((16, 64, 256, None), (1, 2, None), (1, 2, None)), **partly.searches(model)}
-    return Task(model, names, lambda numbers: x[[order[n] for n in numbers]], field, found)
+    return Task(model, names, lambda numbers: x[[order[n] for n in numbers]], field, found, model)
 
 
 def of_squeezenet(place: Path, weights: Path) -> Task:
@@ -94,9 +104,15 @@ def of_squeezenet(place: Path, weights: Path) -> Task:
     def pictures(numbers: Sequence[int]) -> Tensor:
         return torch.stack([classifier.prepare(images.read(photos[n]).image) for n in numbers])
 
-    field = peers.methods(classifier.model, "features.12", "features.12")
-    found = searches((64, 1024, 16384, None), (1, 5, 10, None), (1, 5, None))
-    return Task(classifier.model, [photo.name for photo in photos], pictures, field, found)
+    def scored(z: Tensor) -> Tensor:  # channels last is twice as fast
+        return classifier.model(z.contiguous(memory_format=torch.channels_last))
+
+    usual = peers.methods(classifier.model, "features.12", "features.12")
+    field = {**usual, **partly.field(classifier.model, usual)}
+    found = {
+        **searches((64, 1024, 16384, None), (1, 5, 10, None), (1, 5, None)), **partly.searches(classifier.model)
+    }  # fmt: skip
+    return Task(classifier.model, [photo.name for photo in photos], pictures, field, found, scored, variant=False)
 
 
 def _mixed(count: int) -> list[int]:
@@ -155,21 +171,32 @@ def maps(task: Task, x: Tensor, c: Tensor, numbers: Sequence[int], names: Sequen
             yield task.searches[name](frozen, c)
 
 
-def measured(task: Task, numbers: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
-    """One record a picture: for every method the areas, in the order of ``MEASURES``."""
+def measured(task: Task, numbers: Sequence[int], names: Sequence[str], rows: int = 1) -> list[dict[str, Any]]:
+    """One record a picture: for every method the areas of insertion and deletion, by every order of the pixels.
+
+    Args:
+        task: the network and its pictures.
+        numbers: of the pictures.
+        names: of the methods.
+        rows: how many rows' worth of pixels a step.
+    """
     x = task.pictures(numbers)
     with torch.no_grad():
         c = task.model(x).argmax(1)
     areas = []
-    for found in maps(task, x, c, numbers, names):
-        orders = [metrics.ranks(found, numbers), metrics.channel_ranks(found, numbers)]
-        curves = [f(task.model, x, c, order) for order in orders for f in (metrics.insertion, metrics.deletion)]
+    for shown in maps(task, x, c, numbers, names):
+        orders = [ranks(shown, numbers) for ranks in task.orders.values()]
+        both = metrics.insertion, metrics.deletion
+        curves = [measure(task.scored, x, c, order, rows=rows) for order in orders for measure in both]
         areas.append(torch.stack([curve.area for curve in curves], 1))
-    rows = torch.stack(areas, 1).tolist()
+    found = torch.stack(areas, 1).tolist()
     return [
-        {"number": n, "image": task.names[n], "class": k, "areas": dict(zip(names, asked.rounded(row), strict=True))}
-        for n, k, row in zip(numbers, c.tolist(), rows, strict=True)
-    ]
+        {
+            "number": n, "image": task.names[n], "class": k, "rows": rows,
+            "areas": dict(zip(names, asked.rounded(row), strict=True)),
+        }
+        for n, k, row in zip(numbers, c.tolist(), found, strict=True)
+    ]  # fmt: skip
 
 
 def read(path: Path) -> dict[int, dict[str, Any]]:
@@ -184,17 +211,21 @@ def read(path: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def filled(task: Task, path: Path, count: int, names: Sequence[str], batch: int) -> dict[int, dict[str, Any]]:
+def filled(
+    task: Task, path: Path, count: int, names: Sequence[str], batch: int, rows: int = 1
+) -> dict[int, dict[str, Any]]:
     """The records of the first images, of which what is missing is measured and written.
 
     Raises:
-        UsageError: the records are of other images.
+        UsageError: the records are of other images, or of other steps.
     """
     wanted = range(min(count, len(task.names)))
     known = read(path)
     for n, record in known.items():
         if n >= len(task.names) or record["image"] != task.names[n]:
             raise UsageError(f"{path} is of other images (number {n} is {record['image']}): give another file")
+        if record.get("rows", 1) != rows:
+            raise UsageError(f"{path} was measured at {record.get('rows', 1)} rows a step: give another file")
     missing = {n: [name for name in names if n not in known or name not in known[n]["areas"]] for n in wanted}
     open_ones = [n for n in wanted if missing[n]]
     with path.open("a") as out, tqdm(total=len(open_ones), file=sys.stderr, disable=None) as bar:
@@ -202,7 +233,7 @@ def filled(task: Task, path: Path, count: int, names: Sequence[str], batch: int)
         for start in range(0, len(open_ones), batch):
             some = open_ones[start : start + batch]
             absent = [name for name in names if any(name in missing[n] for n in some)]
-            out.writelines(json.dumps(record) + "\n" for record in measured(task, some, absent))
+            out.writelines(json.dumps(record) + "\n" for record in measured(task, some, absent, rows))
             out.flush()
             bar.update(len(some))
     return {n: record for n, record in read(path).items() if n in wanted}
@@ -215,8 +246,8 @@ def report(task: Task, records: Mapping[int, dict[str, Any]], names: Sequence[st
     odd = torch.tensor(numbers) % 2 == 1
     ours, field = ([k for k, name in enumerate(names) if name in own] for own in (task.searches, task.peers))
     orders = {}
-    for order, first in (("channels summed", 0), ("by channel", 2)):
-        pair, chosen = areas[:, :, first : first + 2], {}
+    for place, order in enumerate(task.orders):
+        pair, chosen = areas[:, :, 2 * place : 2 * place + 2], {}
         better = pair[~odd].mean(0) * torch.tensor([1, -1])
         leads = better - better[field].amax(0) if field else better
         for choice, score in CHOICES.items():
@@ -272,6 +303,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, required=True, help="JSON lines, one an image; they are added to")
     parser.add_argument("--count", type=int, default=500, help="so many images (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=20, help="images at a time (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=1, help="rows' worth of pixels a step (default: %(default)s)")
     parser.add_argument("--methods", nargs="+", help="only these; all but the slow ones if not given")
     parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
     options = parser.parse_args()
@@ -280,8 +312,8 @@ def main() -> None:
     names = options.methods or [name for name in known if not name.startswith(partly.SLOW)]
     if unknown := {*names} - {*known}:
         parser.error(f"no method is named {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    records = filled(task, options.records, options.count, names, options.batch)
-    found = {"network": options.network, **report(task, records, names)}
+    records = filled(task, options.records, options.count, names, options.batch, options.rows)
+    found = {"network": options.network, "rows_a_step": options.rows, **report(task, records, names)}
     for order in found["orders"]:
         print(table(task, found, order), end="\n\n")
     asked.write(options.output, found)

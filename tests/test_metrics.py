@@ -83,6 +83,16 @@ def test_curves_are_those_of_the_slow_twin(network, pictures, maps, measure, bat
         assert float(curve.area[b]) == pytest.approx(area)
 
 
+@pytest.mark.parametrize("rows", [2, 4, 9])
+def test_longer_steps_meet_some_points_of_the_curve(network, pictures, maps, rows):
+    order = metrics.ranks(maps)
+    one, longer = (metrics.insertion(network, pictures, 1, order, rows=n) for n in (1, rows))
+    at = [*range(0, HEIGHT, rows), HEIGHT]
+    assert_close(longer.scores, one.scores[:, at])
+    between = [(b - a) / HEIGHT * (one.scores[:, a] + one.scores[:, b]) / 2 for a, b in pairwise(at)]
+    assert_close(longer.area, sum(between))
+
+
 def test_the_authors_order_is_the_union_of_the_channels(maps):
     """After step s the pixels that changed are those among the first s * width of any channel."""
     order = metrics.channel_ranks(maps)

@@ -106,7 +106,7 @@ def test_peers_are_given_the_same_starts(model, x):
     both = found["Integrated Gradients, both starts"](x, CLASSES)
     assert_close(both, from_blur + usual["Integrated Gradients"](x, CLASSES))
     relevance = usual["LRP, gamma-box"](x, CLASSES)
-    assert_close(found["LRP, gamma-box, smoothed"](x, CLASSES), partly.smoothed(relevance, 1.0))
+    assert_close(found["LRP, gamma-box, smoothed"](x, CLASSES), partly.smoothed(relevance, x.shape[2] / 32))
     for name in ("Occlusion, from blur", "LRP, gamma-box, partial pictures"):
         assert found[name](x, CLASSES).isfinite().all()
 

@@ -1,6 +1,7 @@
 """The paper's table: peers against what is known of them, runs that go on, halves kept apart, figures made anew."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 import peers
 import table
 from nets import randomise
-from relupath import Mass, Selective, channels, freeze, neurons
+from relupath import Mass, Selective, channels, freeze, metrics, neurons
 from relupath._contributions import contributions
 from relupath.errors import UsageError
 from relupath.metrics import interval
@@ -31,7 +32,7 @@ def task(model):
     searches = {"mass": table.ours(Mass(), neurons), "selective": table.ours(Selective(2), channels)}
     found = peers.methods(model, "3", "3")
     few = {name: found[name] for name in ("Saliency", "SmoothGrad")}
-    return table.Task(model, [f"image {n}" for n in range(9)], lambda numbers: x[[*numbers]], few, searches)
+    return table.Task(model, [f"image {n}" for n in range(9)], lambda numbers: x[[*numbers]], few, searches, model)
 
 
 NAMES = ["Saliency", "SmoothGrad", "mass", "selective", "random"]
@@ -75,14 +76,33 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_same(task, tmp_path):
     path.write_text(path.read_text()[:-40])
     asked = []
     given = task.pictures
-    counted = table.Task(
-        task.model, task.names, lambda numbers: (asked.extend(numbers), given(numbers))[1], task.peers, task.searches
-    )
+    counted = replace(task, pictures=lambda numbers: (asked.extend(numbers), given(numbers))[1])
     assert table.filled(counted, path, 9, NAMES, 1) == whole
     assert asked == [4, 5, 6, 7, 8]
     assert table.filled(counted, path, 9, NAMES, 1) == whole
     assert len(asked) == 5, "nothing was left to do"
     assert [*table.filled(counted, path, 3, NAMES, 1)] == [0, 1, 2]
+
+
+def test_records_of_other_steps_are_refused(task, tmp_path):
+    path = tmp_path / "steps.jsonl"
+    table.filled(task, path, 2, NAMES, 1, rows=4)
+    with pytest.raises(UsageError, match="4 rows a step"):
+        table.filled(task, path, 2, NAMES, 1)
+
+
+def test_longer_steps_and_one_order_are_as_they_say(task):
+    one, longer = (table.measured(replace(task, variant=False), [3], NAMES, rows=rows)[0] for rows in (1, 4))
+    x = task.pictures([3])
+    found = task.peers["Saliency"](x, torch.tensor([one["class"]]))
+    order = metrics.ranks(found, [3])
+    for record, rows in ((one, 1), (longer, 4)):
+        areas = [
+            measure(task.model, x, record["class"], order, rows=rows).area
+            for measure in (metrics.insertion, metrics.deletion)
+        ]
+        assert record["areas"]["Saliency"] == pytest.approx([float(area) for area in areas], rel=1e-5)
+        assert {len(areas) for areas in record["areas"].values()} == {2}
 
 
 def test_records_of_other_images_are_refused(task, tmp_path):

@@ -35,9 +35,11 @@ class Curve:
 
     Attributes:
         scores: before the first step, after the first, ... after the last, (B, points): one more than steps.
+        shares: of the pixels that have changed at each of these points, from 0 to 1.
     """
 
     scores: Float[Tensor, "B points"] = field(repr=False)
+    shares: Float[Tensor, " points"] = field(repr=False)
 
     def _repr_html_(self) -> str:
         ends = {"first score": self.scores[:, 0].tolist(), "last score": self.scores[:, -1].tolist()}
@@ -46,8 +48,8 @@ class Curve:
 
     @property
     def area(self) -> Float[Tensor, " B"]:
-        """The area under the curve, by trapezia over steps that span 0..1."""
-        return torch.trapezoid(self.scores, dim=1) / (self.scores.shape[1] - 1)
+        """The area under the curve, by trapezia over the shares."""
+        return torch.trapezoid(self.scores, self.shares, dim=1)
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ def deletion(
     classes: Classes,
     order: Int[Tensor, "B pixels"],
     batch: int | None = None,
+    rows: int = 1,
 ) -> Curve:
-    """The score as the pixels become zero, one row of the picture's width a step, in the order given; lower is better.
+    """The score as the pixels become zero, one row's worth of them a step, in the order given; lower is better.
 
     Zero is that of the network's input: of normalised pictures, the mean colour.
 
@@ -107,15 +110,16 @@ def deletion(
         classes: whose score, one for all pictures or one a picture.
         order: the place of every pixel, from ``ranks`` or ``channel_ranks``.
         batch: how many pictures are run at a time; None: as many small ones as are fast, few large ones.
+        rows: how many rows' worth of pixels change in a step; the last step changes what is left.
 
     Raises:
-        InputError: the order does not fit the pictures.
+        InputError: the order does not fit the pictures, or a batch or a step is empty.
         TargetError: a class is out of range, or the model gives no logits.
         TrainingModeError: part of the model is in training mode.
 
     Source: Petsiuk, Das, Saenko: RISE, BMVC 2018, section 4.2.
     """
-    return _curve(model, x, torch.zeros_like(x), classes, order, batch)
+    return _curve(model, (x, torch.zeros_like(x)), classes, order, batch, rows)
 
 
 def insertion(
@@ -124,12 +128,13 @@ def insertion(
     classes: Classes,
     order: Int[Tensor, "B pixels"],
     batch: int | None = None,
+    rows: int = 1,
 ) -> Curve:
     """The score as the pixels come back into the blurred picture; higher is better.
 
     Arguments, errors and source as in ``deletion``.
     """
-    return _curve(model, blur(x), x, classes, order, batch)
+    return _curve(model, (blur(x), x), classes, order, batch, rows)
 
 
 def blur(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -199,8 +204,11 @@ def _places(values: Float[Tensor, "B C H W"], seed: int | Sequence[int]) -> Int[
     return torch.empty_like(mixed).scatter_(2, mixed.gather(2, sorted_), places)
 
 
-def _curve(model: Network, start: Tensor, finish: Tensor, classes: Classes, order: Tensor, batch: int | None) -> Curve:
+def _curve(
+    model: Network, ends: tuple[Tensor, Tensor], classes: Classes, order: Tensor, batch: int | None, rows: int
+) -> Curve:
     """The scores on the way from one picture to the other, some pictures of the way at a time."""
+    start, finish = ends
     samples, _, height, width = start.shape
     if order.shape != (samples, height * width):
         raise InputError(f"the order of the pixels has shape {list(order.shape)}, not {[samples, height * width]}")
@@ -208,19 +216,21 @@ def _curve(model: Network, start: Tensor, finish: Tensor, classes: Classes, orde
         raise TrainingModeError("part of the model is in training mode: call model.eval() first")
     if batch is None:
         batch = max(1, AT_ONCE.get(start.device.type, 2**24) // start[0].numel())
-    if batch < 1:
-        raise InputError(f"batch must be at least 1; got {batch}")
+    if batch < 1 or rows < 1:
+        raise InputError(f"batch and rows must be at least 1; got {batch} and {rows}")
     wanted = torch.tensor([classes] * samples if isinstance(classes, int) else [*classes], device=start.device)
     if len(wanted) != samples:
         raise TargetError(f"{len(wanted)} classes for {samples} pictures: give one class, or one a picture")
     order = order.to(start.device).view(samples, 1, height, width)
+    steps = torch.tensor([*range(0, height, rows), height], device=start.device)
     scores = []
     with torch.no_grad():
-        for some in torch.split(torch.arange(samples * (height + 1), device=start.device), batch):
-            sample, step = some // (height + 1), some % (height + 1)
+        for some in torch.split(torch.arange(samples * len(steps), device=start.device), batch):
+            sample, step = some // len(steps), steps[some % len(steps)]
             changed = order[sample] < (step * width).view(-1, 1, 1, 1)
             scores.append(_scores(model(torch.where(changed, finish[sample], start[sample])), wanted[sample]))
-    return Curve(torch.cat(scores).view(samples, height + 1))
+    found = torch.cat(scores).view(samples, len(steps))
+    return Curve(found, steps.to(found.dtype) / height)
 
 
 def _scores(logits: Tensor, classes: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
