@@ -1,6 +1,7 @@
 """What every test shares: shapes checked at run time, one thread, fixed seeds, where the real data lie."""
 
 import functools
+import gc
 from pathlib import Path
 
 import jaxtyping
@@ -66,6 +67,12 @@ def pytest_collection_modifyitems(config, items):
     slow = [] if config.getoption("--runslow") else [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
+
+
+def pytest_collection_finish():
+    """What is loaded stays: to look through it for garbage, again and again, would take a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

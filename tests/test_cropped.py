@@ -51,9 +51,10 @@ def assert_windows_are_full(frozen, upper, lower, crops):
     size = float(expected.abs().max())
     pulled = pull(frozen, upper, lower, crops)
     assert float((pulled.dense() - expected).abs().max()) <= ROUNDING * size
-    for number, part in enumerate(Way(frozen, upper, lower, together=1).pull(crops)):
+    every = slice(None, None, 9)
+    for number, part in enumerate(Way(frozen, upper, lower, together=1).pull(crops.select(every))):
         assert part.rows == slice(number, number + 1)
-        assert float((part.found.dense() - expected[part.rows]).abs().max()) <= ROUNDING * size
+        assert float((part.found.dense() - expected[every][part.rows]).abs().max()) <= ROUNDING * size
     if len(lower.shape) == 3:
         wanted = torch.stack([torch.arange(2) + n % (lower.shape[0] - 1) for n in range(len(crops))])
         some = pull(frozen, upper, lower, crops, wanted)

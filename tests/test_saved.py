@@ -18,8 +18,15 @@ from relupath._saved import _Saved
 from relupath.errors import ModelError, PathError, UnknownLayerError
 
 
+@pytest.fixture(autouse=True)
+def _of_this_test():
+    """What was alive before is not looked through."""
+    gc.collect()
+    gc.freeze()
+
+
 def live_bytes() -> int:
-    """The memory of all tensors that are alive."""
+    """The memory of all tensors that are alive and were made in this test."""
     gc.collect()
     tensors = [o for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter) and o.device.type == "cpu"]
     storages = [t.untyped_storage() for t in tensors if t.layout == torch.strided]
