@@ -154,7 +154,7 @@ def first_flip(frozen: Frozen, direction: Inputs) -> FirstFlip:
             raise _unknown(piece.name)
         if len(crossing) != frozen.batch:
             crossing = _of_one_sample(crossing, frozen.batch, piece.name)
-        earliest, where = crossing.flatten(1).min(1)
+        earliest, where = crossing.view(len(crossing), -1).min(1)
         for sample in (earliest < t).nonzero().flatten().tolist():
             layer[sample] = names.get(_key(piece.above), piece.name)
             unit[sample] = _coordinates(int(where[sample]), crossing.shape[1:])
