@@ -198,6 +198,9 @@ def test_what_is_no_tree_is_refused(text):
     ({"width": 0}, "width must be a whole number of at least 1; got 0"),
     ({"sample": 2}, "sample 2 is not in the batch of 2"),
     ({"sample": -1}, "sample -1 is not in the batch"),
+    ({"sample": True}, "sample True is not in the batch of 2"),
+    ({"sample": 1.0}, "sample 1.0 is not in the batch of 2"),
+    ({"width": True}, "width must be a whole number"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(asked, said):
     frozen = freeze(build("vgg"), inputs("vgg"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from relupath import (
     _way,
     channels,
     contrast,
+    decompose,
     freeze,
     linear_model,
     linear_models,
@@ -385,6 +387,15 @@ def test_a_batch_of_paths_is_the_paths_one_by_one():
             assert float((mine[k] - one[0]).abs().max()) <= 1e-12 * float(size)
 
 
+def test_numbers_of_samples_may_be_numpys_or_torchs():
+    frozen = freeze(build("mlp"), inputs("mlp"))
+    paths = [Path.of([(frozen.layers[0].name, (k,))]) for k in (0, 1)]
+    expected = linear_models(frozen, paths, 0, samples=[0, 1])
+    for samples in (np.array([0, 1]), torch.tensor([0, 1]), (np.int32(0), np.int64(1))):
+        assert torch.equal(linear_models(frozen, paths, 0, samples=samples).value, expected.value)
+        assert decompose(frozen, 0, sample=samples[1]).value == decompose(frozen, 0, sample=1).value
+
+
 def test_many_samples_in_half_precision_do_not_mix():
     model = randomise(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), 0).bfloat16()
     frozen = freeze(model, example((3,), 0, 300).bfloat16())
@@ -511,6 +522,7 @@ REFUSED = {
     "few samples": ({"paths": [GOOD] * 2, "samples": [0]}, PathError, "1 samples for 2 paths: give one a path"),
     "a sample beyond": ({"samples": [2]}, PathError, r"a sample is a number from 0 to 1; got \[2\]"),
     "a sample below": ({"samples": [-1]}, PathError, r"a sample is a number from 0 to 1; got \[-1\]"),
+    "a truth value": ({"samples": [True]}, PathError, r"a sample is a number from 0 to 1; got \[True\]"),
     "no number": ({"samples": ["0"]}, PathError, "a sample is a number from 0 to 1"),
     "a unit beyond": ({"paths": [Path.of([("1", (8, 0, 0))])]}, PathError, r"unit \[8, 0, 0\] is not in layer '1'"),
     "a unit of few axes": ({"paths": [Path.of([("1", (0, 0))])]}, PathError, r"unit \[0, 0\] is not in layer '1'"),

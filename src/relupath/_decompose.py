@@ -21,7 +21,7 @@ from ._products import Products
 from ._sources import Source, reduced, sum_and_size
 from ._targets import TargetLike
 from ._tested import TOLERANCE, imbalance
-from ._units import Layer
+from ._units import Layer, number_below
 from .errors import IncompleteError, PathError
 
 
@@ -63,25 +63,26 @@ def decompose(
 
     Source: section 3 of the paper, of which every split is an identity.
     """
-    if not isinstance(width, int) or width < 1:
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
         raise PathError(f"width must be a whole number of at least 1; got {width}")
-    if not isinstance(sample, int) or not 0 <= sample < frozen.batch:
-        raise PathError(f"sample {sample} is not in the batch of {frozen.batch}")
+    row = number_below(frozen.batch, sample)
+    if row is None:
+        raise PathError(f"sample {sample!r} is not in the batch of {frozen.batch}")
     functional, chosen = frozen.functional(target), frozen.layers_of_paths(layers)
     partitions = frozen.partitions(chosen, partition)
     gradient = torch.zeros_like(functional.gradient)
-    gradient[sample] = functional.gradient[sample]
+    gradient[row] = functional.gradient[row]
     (begin,) = paths_of((Path() if path is None else path,), 1)
     front, values, scales = descend(frozen, gradient, [begin] * frozen.batch)
     below = frozen.below([*dict.fromkeys([*chosen, *(layer for layer in front if layer is not frozen.top)])])
     levels = [
         [layer for layer in level if any(layer in below[top] for top in front)] for level in frozen.levels(chosen)
     ]
-    tree = _Tree(frozen, tuple(tuple(level) for level in levels if level), below, partitions, width, sample)
-    mine = [w[sample] for w in frozen.accounted(front)[0]]
-    value = float(values[sample] if begin else functional.value[sample])
-    split = _Split(tree, lambda: front, mine, begin.steps[0].parts if begin else {}, scale=float(scales[sample]))
-    return tree.node("path", replace(begin, target=functional.labels[sample]), value, mine, split, split.scale)
+    tree = _Tree(frozen, tuple(tuple(level) for level in levels if level), below, partitions, width, row)
+    mine = [w[row] for w in frozen.accounted(front)[0]]
+    value = float(values[row] if begin else functional.value[row])
+    split = _Split(tree, lambda: front, mine, begin.steps[0].parts if begin else {}, scale=float(scales[row]))
+    return tree.node("path", replace(begin, target=functional.labels[row]), value, mine, split, split.scale)
 
 
 @dataclass(frozen=True, eq=False)

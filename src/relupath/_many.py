@@ -18,7 +18,7 @@ from ._memory import at_once
 from ._paths import Path, Step
 from ._products import Products
 from ._targets import TargetLike, resolve
-from ._units import Layer, refuse_unit
+from ._units import Layer, number_below, refuse_unit
 from .errors import PathError
 
 
@@ -110,9 +110,10 @@ def _samples(frozen: Frozen, paths: Sequence[Path], samples: Sequence[int] | Non
     chosen = [0] * len(paths) if samples is None else [*samples]
     if len(chosen) != len(paths):
         raise PathError(f"{len(chosen)} samples for {len(paths)} paths: give one a path")
-    if not all(isinstance(b, int) and 0 <= b < frozen.batch for b in chosen):
+    rows = [number_below(frozen.batch, b) for b in chosen]
+    if None in rows:
         raise PathError(f"a sample is a number from 0 to {frozen.batch - 1}; got {chosen}")
-    return torch.tensor(chosen, device=frozen.output.device)
+    return torch.tensor(rows, device=frozen.output.device)
 
 
 @dataclass(frozen=True, eq=False)

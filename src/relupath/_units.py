@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -66,3 +68,12 @@ def refuse_unit(unit: Unit, layer: Layer) -> None:
             f"unit {list(unit)} is not in layer {layer.name!r}, whose shape is {list(layer.shape)}; "
             "give one coordinate an axis, or None for a whole axis"
         )
+
+
+def number_below(end: int, value: Any) -> int | None:
+    """A whole number from 0 to ``end - 1``, also one of numpy or torch; None for anything else."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        return None
+    return number if 0 <= number < end and not isinstance(value, bool) else None
