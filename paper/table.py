@@ -104,7 +104,7 @@ def of_squeezenet(place: Path, weights: Path) -> Task:
     def pictures(numbers: Sequence[int]) -> Tensor:
         return torch.stack([classifier.prepare(images.read(photos[n]).image) for n in numbers])
 
-    def scored(z: Tensor) -> Tensor:  # channels last is twice as fast
+    def scored(z: Tensor) -> Tensor:  # on a processor channels last is faster
         return classifier.model(z.contiguous(memory_format=torch.channels_last))
 
     usual = peers.methods(classifier.model, "features.12", "features.12")
