@@ -15,7 +15,7 @@ from torch import nn
 
 from asserts import assert_close, assert_complete, assert_same_model, refusal
 from nets import Lambda, example, randomise
-from relupath import Exact, find_paths, freeze, linear_model
+from relupath import freeze, linear_model
 from relupath._gates import TABLE
 from relupath.errors import ModelError, UnknownLayerError, UnsupportedOperation
 from relupath.reach import first_flip
@@ -450,26 +450,6 @@ def test_layers_and_outputs_of_complex_numbers_are_refused():
         freeze(model, x, layers=["inner"])
     with pytest.raises(ModelError, match=r"output is complex.*output="):
         freeze(model, x, output=torch.fft.fft)
-
-
-def test_a_relu_of_one_number_a_sample_is_exact_and_no_layer():
-    """max(0, 2 relu(x) - 1) of a sample: the hidden unit has no axis to stand on, but its kink at x = 1/2 counts."""
-    model = Lambda(
-        lambda m, x: m.top(m.last(2 * m.first(x).squeeze(1) - 1))[:, None], first=nn.ReLU(), last=nn.ReLU(),
-        top=nn.Identity(),
-    ).eval()  # fmt: skip
-    x = torch.tensor([[2.0], [0.3]], dtype=torch.float64)
-    frozen = freeze(model, x)
-    assert [layer.name for layer in frozen.layers] == ["first"]
-    assert linear_model(frozen, 0).weight.tolist() == [[2.0], [0.0]]
-    found = find_paths(frozen, 0, Exact(1))
-    assert [len(path.steps) for path in found.paths] == [1, 0]
-    flip = first_flip(frozen, torch.tensor([[-1.0], [1.0]], dtype=torch.float64))
-    assert_close(flip.t, torch.tensor([1.5, 0.2], dtype=torch.float64))
-    assert (flip.layer, flip.unit) == (("last:relu",) * 2, ((),) * 2)
-    for name in ("last", "top"):
-        with pytest.raises(UnknownLayerError, match=rf"'{name}' has shape \[2\].*record a layer before it"):
-            freeze(model, x, layers=["first", name])
 
 
 def test_every_function_of_the_table_has_a_known_kind():

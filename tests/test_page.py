@@ -296,6 +296,7 @@ def test_printed_numbers_add_up_and_names_are_cut_at_dots(visit):
     }
     assert {key: page.evaluate(short, key) for key in names} == names
     page.locator(".column .share").first.click()
+    idle(page)
     whole = page.locator(".column .share").first.get_attribute("data-key")
     assert page.locator(".crumbs button").last.get_attribute("title") == whole
 

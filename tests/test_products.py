@@ -6,9 +6,26 @@ import torch.nn.functional as F
 from torch import nn
 
 from asserts import assert_branches, assert_close, assert_complete
-from nets import Branches, randomise
-from relupath import Path, freeze, linear_model
+from nets import Branches, Lambda, randomise
+from relupath import (
+    Beam,
+    BestFirst,
+    Exact,
+    Greedy,
+    Mass,
+    Path,
+    Selective,
+    ablate,
+    bias_sources,
+    decompose,
+    find_paths,
+    freeze,
+    linear_model,
+    linear_models,
+    path_mass,
+)  # fmt: skip
 from relupath.errors import UnsupportedOperation
+from relupath.reach import first_flip
 
 
 class Net(nn.Module):
@@ -268,19 +285,40 @@ def test_a_smooth_function_of_degree_one_is_never_taken_for_a_piece(seed):
         freeze(model, given_input()[:1])
 
 
-def test_a_path_can_stand_on_a_layer_of_one_number_a_sample():
-    class Scalar(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.tail = nn.Linear(5, 1), nn.Linear(1, 3)
+def answered(x, axis):
+    """What is asked of a network whose second layer has an axis of one unit, or none."""
 
-        def forward(self, x):
-            return self.tail(F.relu(self.fc(x).squeeze(1) + 3)[:, None])
+    def forward(m, x):
+        h = m.act(m.fc(x)).sum(1, keepdim=True) - 0.1
+        h = F.relu(h if axis else h[:, 0])
+        return m.tail(h.view(len(h), 1))
 
-    frozen = freeze(randomise(Scalar(), 0).eval(), given_input())
-    path = Path.of([(frozen.layers[0].name, [()])])
-    whole = linear_model(frozen, 0)
-    assert_close(linear_model(frozen, 0, path=path).weight, whole.weight)
+    parts = {"fc": nn.Linear(x.shape[1], 4), "act": nn.ReLU(), "tail": nn.Linear(1, 2)}
+    frozen, target = freeze(randomise(Lambda(forward, **parts), 0).eval(), x), 0
+    lower, upper = frozen.layers
+    whole = (0,) if axis else [()]
+    paths = [Path.of([(upper.name, whole)]), Path.of([(lower.name, (1,)), (upper.name, whole)])] * 3
+    several = linear_models(frozen, paths, target, samples=[0, 0, 1, 1, 2, 2])
+    found = [linear_model(frozen, target).weight, several.weight, several.bias, bias_sources(frozen, target).model.bias]
+    for search in (Greedy(), Beam(2), BestFirst(3), Exact(2), Mass(), Selective(2)):
+        model = find_paths(frozen, target, search).model
+        found += [model.weight, model.value]
+    found += [term.total for term in bias_sources(frozen, target).terms]
+    for b in range(3):
+        root = decompose(frozen, target, sample=b)
+        found += [torch.tensor(node.value) for child in root.children for node in (child, *child.children)]
+    mass = path_mass(frozen, target)
+    found += [mass.count_log10, mass.positive, ablate(frozen, paths[0], target).ablated]
+    found += [1 / first_flip(frozen, torch.ones_like(x)).t]
+    return found
+
+
+def test_one_number_a_sample_is_one_unit():
+    x = torch.tensor([[0.4], [-1.3], [2.0]], dtype=torch.float64)
+    expected, found = answered(x, axis=True), answered(x, axis=False)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one.view(-1), other.view(-1), 1.0)
 
 
 # --- every product of two signals: refused by name, or as chosen ---

@@ -271,7 +271,7 @@ def _error(frozen: Frozen, ends: Mapping[Layer, Tensor], found: Sequence[Sums | 
     some = [sums for sums in found if sums is not None]
     weights = model.weight if isinstance(model.weight, tuple) else (model.weight,)
     below = [(w * layer.output).flatten(1) for w, layer in zip(weights, frozen.inputs, strict=True)]
-    above = [(v * layer.output).flatten(1) for layer, v in ends.items()]
+    above = [(v * layer.output)[..., None].flatten(1) for layer, v in ends.items()]
     terms = [model.value, *(-p.sum(1) for p in below), *(-sums.total for sums in some)]
     sizes = [*(p.abs().sum(1) for p in above + below), *(sums.units.abs().sum(1) for sums in some)]
     return float(imbalance(terms, sizes).nan_to_num(torch.inf).max())

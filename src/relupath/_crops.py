@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -203,14 +202,17 @@ class Crops:
             shape: of the place.
             samples: to which sample each belongs.
         """
-        area, named, channels = math.prod(shape[1:]), shape[0], None
-        used = [torch.unique_consecutive(p // area) for p in positions]
-        if len(shape) == 3 and few_channels(len(used[0]), named) and len({len(some) for some in used}) == 1:
-            channels, named = torch.stack(used), len(used[0])
-            positions = [
-                torch.searchsorted(some, p // area) * area + p % area for some, p in zip(used, positions, strict=True)
-            ]
-        whole = values[0].new_zeros(len(values), named, *shape[1:])
+        size, channels = shape, None
+        if len(shape) == 3:
+            area = shape[1] * shape[2]
+            used = [torch.unique_consecutive(p // area) for p in positions]
+            if few_channels(len(used[0]), shape[0]) and len({len(some) for some in used}) == 1:
+                channels, size = torch.stack(used), (len(used[0]), *shape[1:])
+                positions = [
+                    torch.searchsorted(some, p // area) * area + p % area
+                    for some, p in zip(used, positions, strict=True)
+                ]
+        whole = values[0].new_zeros(len(values), *size)
         for row, where, entries in zip(whole, positions, values, strict=True):
             row.view(-1)[where] = entries
         return cls(whole, shape, samples, channels=channels).shrunk()
@@ -239,7 +241,7 @@ class Crops:
         """Add the cotangents, each times a factor, to those of their samples."""
         if self.corners is None and self.channels is None:
             mine = (self.samples == torch.arange(len(total), device=total.device)[:, None]) * factors
-            total += (mine @ self.values.flatten(1)).view(total.shape)
+            total += (mine @ self.values[..., None].flatten(1)).view(total.shape)
             return
         values = self.values * factors.view(-1, *[1] * (self.values.ndim - 1))
         total.index_put_(self._places(), values, accumulate=True)

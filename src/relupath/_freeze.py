@@ -52,8 +52,7 @@ def freeze(
         inputs: explain the output of this layer (or of these) in place of x, such as an embedding's, by name or module;
             ``embeddings`` means every nn.Embedding that looks up x. What reaches the output around them is constant.
         output: picks the explained tensor (B, ..., C) from what the model returns; needed if that is no tensor.
-        layers: the hidden layers to record, by name or module; None records every activation function's output, but
-            no single number a sample.
+        layers: the hidden layers to record, by name or module; None records every activation function's output.
         carry: of a product of two signals with no gate among them, the factor that carries on while the other is
             frozen: ``first``, ``second``, or ``half`` (each with half the derivative). None refuses such products. With
             any choice a signal that others are divided by is frozen, and ``h**p`` is ``h`` times a frozen ``h**(p-1)``.

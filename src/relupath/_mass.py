@@ -154,7 +154,7 @@ class _Passes:
             (layer, below): segment(frozen, layer, below, products) for layer in self.order for below in lower[layer]
         }
         pulled = frozen.vjp({frozen.top: functional.gradient}, lower[frozen.top])
-        self.heads = {l: v.flatten(1).double() for l, v in zip(lower[frozen.top], pulled, strict=True)}
+        self.heads = {l: v[..., None].flatten(1).double() for l, v in zip(lower[frozen.top], pulled, strict=True)}
         self.labels = functional.labels
         self.signed: dict[Layer, Tensor] = {}
         self.sizes: dict[Layer, Tensor] = {}
@@ -166,7 +166,7 @@ class _Passes:
     def _up(self, layer: Layer) -> None:
         """S, T and N of one layer, from those of the layers below it."""
         if not self.lower[layer]:
-            a = layer.output.flatten(1).double()
+            a = layer.output[..., None].flatten(1).double()
             parts, logs = [[a, a.abs(), _active(a)]], [a.new_zeros(len(a))]
         else:
             parts = [

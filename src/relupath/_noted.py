@@ -26,13 +26,8 @@ class NotedLayers(list[Layer]):
         """Note a layer: what comes out of an operation, or (activation unsaid) of a module.
 
         Raises:
-            UnknownLayerError: it holds complex numbers, or one number a sample, on no axis of units.
+            UnknownLayerError: it holds complex numbers.
         """
-        if signal.ndim < 2:
-            raise UnknownLayerError(
-                f"{name!r} has shape {list(signal.shape)}, one number a sample: units stand on axes after that of the "
-                "batch, so record a layer before it"
-            )
         if signal.is_complex():
             raise UnknownLayerError(
                 f"{name!r} holds complex numbers, on which no path can stand: record a layer before or after them"

@@ -39,7 +39,7 @@ class Partition(ABC):
         """Sum the contributions of the neurons of each unit."""
         labels = self.labels(contribution.shape[1:]).flatten().to(contribution.device)
         summed = contribution.new_zeros(len(contribution), self.count(contribution.shape[1:]))
-        return summed.index_add_(1, labels, contribution.flatten(1))
+        return summed.index_add_(1, labels, contribution[..., None].flatten(1))
 
     def units(self, index: int, shape: Sequence[int]) -> tuple[Unit, ...]:
         """The neurons of the unit at a position of ``scores``; None stands for a whole axis."""
@@ -82,7 +82,7 @@ class Axes(Partition):
     def labels(self, shape: Sequence[int]) -> Int[Tensor, "*shape"]:
         """The positions along the axes that tell units apart, counted in one row."""
         kept = self._kept(shape)
-        return torch.arange(torch.Size(kept).numel()).view(kept).expand(*shape)
+        return torch.arange(torch.Size(kept).numel()).view(kept).expand(tuple(shape))
 
     def count(self, shape: Sequence[int]) -> int:
         """The number of units in a layer of this shape."""

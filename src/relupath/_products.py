@@ -102,7 +102,7 @@ class Products:
             parts: the products.
             alike: those with the same channels, where channels are named.
         """
-        sizes = torch.cat([torch.linalg.vector_norm(part.found.values.flatten(1), torch.inf, 1) for part in parts])
+        sizes = torch.cat([part.found.values[..., None].flatten(1).abs().amax(1) for part in parts])
         factors = random_signs(len(crops), sizes) / torch.where(sizes > 0, sizes, crops.values.abs().amax())
         rows = slice(None) if alike is None else alike.nonzero()[:, 0]
         above, below = torch.zeros_like(upper.output), torch.zeros_like(lower.output)
@@ -136,7 +136,7 @@ class Products:
         if others or more or len(v) < FEW or self._way(upper, lower) is None:
             return self.frozen.vjps(cotangents, to)
         rows = v.flatten(0, 1)
-        live = rows.flatten(1).any(1).nonzero()[:, 0]
+        live = rows[..., None].flatten(1).any(1).nonzero()[:, 0]
         all_live = len(live) == len(rows)
         found = rows.new_empty(len(rows), *lower.shape) if all_live else rows.new_zeros(len(rows), *lower.shape)
         if not len(live):

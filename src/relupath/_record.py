@@ -239,8 +239,7 @@ class Recorder(TorchFunctionMode):
         name = f"{self._path}:{call.name}"
         self._calls[name] += 1
         name = numbered(name, self._calls[name])
-        wanted = self.choices.layers
-        if name in wanted if wanted is not None else rule.activation and signals[0].ndim > 1:
+        if name in self.choices.layers if self.choices.layers is not None else rule.activation:
             self.layers.note(name, signals[0], self._path, rule.activation)
         self.layers.ran(signals[0], rule.activation)
         return straight.output

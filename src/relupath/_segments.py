@@ -287,7 +287,7 @@ def factored(frozen: Frozen, upper: Layer, lower: Layer) -> Segment:
     node = _only_mixing(upper.edge, lower.edge)
     if node is None:
         whole = Stretch(frozen, upper.edge, upper.output.shape, lower.edge)
-        return Factored(None, None, _one_entry(whole, lower.output.flatten(1)), 6)
+        return Factored(None, None, _one_entry(whole, lower.output[..., None].flatten(1)), 6)
     top, bottom = GradientEdge(node, 0), GradientEdge(*node.next_functions[INPUT[node.name()]])
     around = Stretch(frozen, upper.edge, upper.output.shape, top)
     through = Stretch(frozen, top, around.below_shape, bottom)
@@ -298,7 +298,7 @@ def factored(frozen: Frozen, upper: Layer, lower: Layer) -> Segment:
     expected, got = through.pull(wave), mix.pull(wave, torch.Tensor.clone)
     if got.shape != expected.shape or not (got - expected).abs().max() <= frozen.tolerance * expected.abs().max():
         raise NotFactored
-    r, c = simple(around.push, z), _one_entry(inner, lower.output.flatten(1))
+    r, c = simple(around.push, z), _one_entry(inner, lower.output[..., None].flatten(1))
     return (Merged if not c.turned and _collides(mix, c) else Factored)(r, mix, c, 15)
 
 

@@ -154,7 +154,7 @@ def first_flip(frozen: Frozen, direction: Inputs) -> FirstFlip:
             raise _unknown(piece.name)
         if len(crossing) != frozen.batch:
             crossing = _of_one_sample(crossing, frozen.batch, piece.name)
-        earliest, where = crossing.view(len(crossing), -1).min(1)
+        earliest, where = crossing[..., None].flatten(1).min(1)
         for sample in (earliest < t).nonzero().flatten().tolist():
             layer[sample] = names.get(_key(piece.above), piece.name)
             unit[sample] = _coordinates(int(where[sample]), crossing.shape[1:])
@@ -183,7 +183,7 @@ def agreement(frozen: Frozen, other: Frozen) -> dict[str, Float[Tensor, " B"]]:
         a, b = frozen.slopes(one), other.slopes(two)
         gated = not smooth & {one.name, one.name.rpartition("#")[0]}
         if gated and a is not None and b is not None and len(a) == frozen.batch:
-            shares[one.name] = (a == b).flatten(1).to(a.dtype).mean(1)
+            shares[one.name] = (a == b)[..., None].flatten(1).to(a.dtype).mean(1)
     if not shares:
         raise InputError("no recorded layer has gates that are open or shut, so none can agree")
     return shares

@@ -113,7 +113,7 @@ class _Bounds:
         if int(labels.bincount().max()) == 1:
             self.single.add(layer)
         if not self.lower[layer]:
-            a = layer.output.flatten(1).double()
+            a = layer.output[..., None].flatten(1).double()
             self.ends[layer] = a, a
         else:
             highs, lows = zip(*(self._through(layer, below) for below in self.lower[layer]), strict=True)
