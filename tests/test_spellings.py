@@ -231,6 +231,10 @@ CONSTANTS = {
         lambda h: torch.sigmoid(h) * h + (1 - torch.sigmoid(h)) * C,
         lambda h: torch.sigmoid(h).detach() * h + (1 - torch.sigmoid(h)).detach() * C,
     ),
+    "gate times a row": (
+        lambda h: torch.sigmoid(h) * h + C[:1, :1] * (1 - torch.sigmoid(h)),
+        lambda h: torch.sigmoid(h).detach() * h + C[:1, :1] * (1 - torch.sigmoid(h)).detach(),
+    ),
 }
 
 

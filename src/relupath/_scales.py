@@ -218,17 +218,13 @@ def is_root(call: Call) -> bool:
 
 
 def is_gated_constant(call: Call) -> bool:
-    """Whether a call scales a constant by a frozen gate of the same shape: the constant may carry on, as a constant."""
+    """Whether a call scales a constant, repeated where need be, by a frozen gate: it may carry on, as a constant."""
     if call.name not in ("mul", "multiply", "rmul", "imul") or len(call.tensors) != 2:
         return False
-    a, b = call.tensors
-    marks = mark_of(a) or mark_of(b)
-    return (
-        a.shape == b.shape
-        and (mark_of(a) is None) != (mark_of(b) is None)
-        and marks is not None
-        and marks.kind != "bent"
-    )
+    gates = [t for t in call.tensors if mark_of(t) is not None]
+    marks = mark_of(gates[0]) if gates else None
+    shape = torch.broadcast_shapes(*(t.shape for t in call.tensors))
+    return len(gates) == 1 and marks is not None and marks.kind != "bent" and gates[0].shape == shape
 
 
 def lp_pool(call: Call) -> Straight:
