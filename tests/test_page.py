@@ -184,6 +184,26 @@ def test_a_cut_the_other_class_and_a_reload(visit, frozen):
     assert page.locator(".strip .map.target .name").inner_text() in (NAMES[0], "Lunorix")
 
 
+def test_the_keyboard_stays_where_a_person_has_gone_meanwhile(visit):
+    page = visit()
+    held = []
+    page.route(
+        "**/api/ask",
+        lambda route: held.append(route) if '"ask":"compare"' in route.request.post_data else route.continue_(),
+    )
+    page.locator(".column .share").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.locator(".column:nth-child(2) .share").first.wait_for()
+    page.keyboard.press("/")
+    page.keyboard.type("features")
+    page.wait_for_timeout(100)
+    for route in held:
+        route.continue_()
+    idle(page)
+    page.keyboard.type(".14:c13")
+    assert page.get_by_label("layer:unit").or_(page.get_by_placeholder("layer:unit")).input_value() == "features.14:c13"
+
+
 def test_keys_jumps_and_settings(visit, frozen):
     page = visit()
     page.locator(".column .share").first.focus()

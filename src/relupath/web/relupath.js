@@ -951,7 +951,8 @@ class RelupathView extends HTMLElement {
     const { common, own } = apart(layers);
     const scale = scaleOf([node.value, ...children.map((c) => c.value)]);
     const most = Math.max(...children.map((c) => Math.abs(c.value)), 1e-300);
-    const title = children.length === 0 ? "nothing below" : (layers.length > 1 ? `${common} \u00b7 ${[...own.values()].join(" | ")}` : layers[0] ?? "below");
+    const title = children.length === 0 ? "nothing below" : layers.join(" | ") || "below";
+    const head = layers.length > 1 ? `${common} ${layers.length} layers`.trim() : title;
     /** @type {{canvas: HTMLCanvasElement, map: WireMap | null, scaled: boolean}[]} */
     const members = [];
     const axes = layers.length === 1 ? this.opened?.layers[layers[0]] : undefined, shape = axes ? ` of ${axes.join(" \u00d7 ")}` : "";
@@ -973,7 +974,7 @@ class RelupathView extends HTMLElement {
       h("span", { class: "parts" }, share.kind === "bias" ? "constants, no map" : partsOf(told(weights, scale), told(constants, scale)))));
     });
     column.replaceChildren(
-      h("header", {}, h("h3", { title }, title), h("p", {}, `${told(node.value, scale)}${times(scale)} is the sum of`)),
+      h("header", {}, h("h3", { title }, head), h("p", {}, `${told(node.value, scale)}${times(scale)} is the sum of`)),
       h("ol", {}, ...items),
       h("footer", { "data-sum": sum, "data-value": node.value, class: adds ? null : "wrong" },
         children.length === 0 ? "Here the path ends."
@@ -1202,8 +1203,8 @@ class RelupathView extends HTMLElement {
     const depth = [...(this.parts?.columns.children ?? [])].indexOf(column);
     if (this.state.path[depth] !== key) await this.go({ path: [...this.state.path.slice(0, depth), key], cut: false });
     /** @type {HTMLElement | null | undefined} */
-    const next = this.parts?.columns.children[depth + 1]?.querySelector("ol button");
-    next?.focus();
+    const next = this.parts?.columns.children[depth + 1]?.querySelector("ol button"), at = focused(this);
+    if (at === from || at === null || at === document.body) next?.focus();  // else the person has gone elsewhere
   }
 
   /** @param {HTMLElement} from */
