@@ -952,7 +952,7 @@ class RelupathView extends HTMLElement {
     const scale = scaleOf([node.value, ...children.map((c) => c.value)]);
     const most = Math.max(...children.map((c) => Math.abs(c.value)), 1e-300);
     const title = children.length === 0 ? "nothing below" : layers.join(" | ") || "below";
-    const head = layers.length > 1 ? `${common} ${layers.length} layers`.trim() : title;
+    const head = layers.length > 1 ? [common, `${layers.length} layers`].filter(Boolean).join(" \u00b7 ") : title;
     /** @type {{canvas: HTMLCanvasElement, map: WireMap | null, scaled: boolean}[]} */
     const members = [];
     const axes = layers.length === 1 ? this.opened?.layers[layers[0]] : undefined, shape = axes ? ` of ${axes.join(" \u00d7 ")}` : "";
