@@ -102,14 +102,15 @@ class Products:
             parts: the products.
             alike: those with the same channels, where channels are named.
         """
-        sizes = torch.cat([part.found.values[..., None].flatten(1).abs().amax(1) for part in parts])
+        rows = [part.found.values[..., None].flatten(1) for part in parts]
+        sizes = torch.cat([torch.linalg.vector_norm(some, torch.inf, 1) for some in rows])
         factors = random_signs(len(crops), sizes) / torch.where(sizes > 0, sizes, crops.values.abs().amax())
-        rows = slice(None) if alike is None else alike.nonzero()[:, 0]
+        chosen = slice(None) if alike is None else alike.nonzero()[:, 0]
         above, below = torch.zeros_like(upper.output), torch.zeros_like(lower.output)
-        crops.select(rows).sum_into(above, factors[rows].to(above.dtype))
+        crops.select(chosen).sum_into(above, factors[chosen].to(above.dtype))
         channels = None
         for part in parts:
-            mine = rows if alike is None else alike[part.rows].nonzero()[:, 0]
+            mine = chosen if alike is None else alike[part.rows].nonzero()[:, 0]
             found = part.found.select(mine)
             found.sum_into(below, factors[part.rows][mine])
             channels = found.channels[0] if found.channels is not None and len(found) else channels

@@ -192,7 +192,7 @@ class Recorder(TorchFunctionMode):
         if rule.kind == "number" and isinstance(output, float | list):
             raise mark.refusal
         if not call.mutates:
-            constant = all(m.constant for m in marks) or (rule.scales and is_gated_constant(plain))
+            constant = all(m.constant for m in marks) or (rule.scales and is_gated_constant(plain, output))
             return self._mark(call, output, rule, replace(mark, constant=constant))
         for written in (call.first, call.first._base):
             if written is not None:

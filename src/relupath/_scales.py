@@ -217,14 +217,13 @@ def is_root(call: Call) -> bool:
     return call.name in ("pow", "float_power") and isinstance(exponent, float) and exponent in (0.5, -0.5)
 
 
-def is_gated_constant(call: Call) -> bool:
-    """Whether a call scales a constant, repeated where need be, by a frozen gate: it may carry on, as a constant."""
+def is_gated_constant(call: Call, output: Tensor) -> bool:
+    """Whether a call scales a constant by a frozen gate of the result's shape: it may carry on, as a constant."""
     if call.name not in ("mul", "multiply", "rmul", "imul") or len(call.tensors) != 2:
         return False
     gates = [t for t in call.tensors if mark_of(t) is not None]
     marks = mark_of(gates[0]) if gates else None
-    shape = torch.broadcast_shapes(*(t.shape for t in call.tensors))
-    return len(gates) == 1 and marks is not None and marks.kind != "bent" and gates[0].shape == shape
+    return len(gates) == 1 and marks is not None and marks.kind != "bent" and gates[0].shape == output.shape
 
 
 def lp_pool(call: Call) -> Straight:
