@@ -731,7 +731,7 @@ class RelupathView extends HTMLElement {
   /** @param {Opened} opened */
   open(opened) {
     const p = this.parts;
-    if (!p) return;
+    if (!p || this.opened === opened) return;
     this.opened = opened;
     const { picture } = opened, [rows, columns] = opened.rows[0].map.shape;
     this.style.setProperty("--ratio", String(Math.max(0.8, Math.min(4, columns / rows))));
