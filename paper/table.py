@@ -226,6 +226,8 @@ def filled(
             raise UsageError(f"{path} is of other images (number {n} is {record['image']}): give another file")
         if record.get("rows", 1) != rows:
             raise UsageError(f"{path} was measured at {record.get('rows', 1)} rows a step: give another file")
+        if any(len(areas) != 2 * len(task.orders) for areas in record["areas"].values()):
+            raise UsageError(f"{path} was measured with another number of orders of the pixels: give another file")
     missing = {n: [name for name in names if n not in known or name not in known[n]["areas"]] for n in wanted}
     open_ones = [n for n in wanted if missing[n]]
     with path.open("a") as out, tqdm(total=len(open_ones), file=sys.stderr, disable=None) as bar:

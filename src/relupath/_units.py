@@ -72,8 +72,10 @@ def refuse_unit(unit: Unit, layer: Layer) -> None:
 
 def number_below(end: int, value: Any) -> int | None:
     """A whole number from 0 to ``end - 1``, also one of numpy or torch; None for anything else."""
+    if isinstance(value, bool) or (isinstance(value, Tensor) and (value.ndim > 0 or value.dtype == torch.bool)):
+        return None
     try:
         number = operator.index(value)
     except TypeError:
         return None
-    return number if 0 <= number < end and not isinstance(value, bool) else None
+    return number if 0 <= number < end else None

@@ -39,10 +39,10 @@ class Part:
     def split(self, most: int) -> list[Part]:
         """The same in parts of at most so many cotangents, as alike in size as can be."""
         first, count = self.rows.start, self.biases.shape[1]
-        most = math.ceil(count / math.ceil(count / most))
+        number = math.ceil(count / most)
         parts = []
-        for start in range(0, count, most):
-            some = slice(start, min(start + most, count))
+        for k in range(number):
+            some = slice(k * count // number, (k + 1) * count // number)
             met = {place: [crops.select(some) for crops in every] for place, every in self.met.items()}
             rows = slice(first + some.start, first + some.stop)
             parts.append(Part(rows, self.found, self.biases[:, some], met, self.position))

@@ -220,7 +220,12 @@ def explore(photos: tuple[Path, ...], host: str, port: int, browser: bool, quiet
                     made.add(picture, code)
                 return made
 
-            explored = server.apart(loaded).result()
+            try:
+                explored = server.apart(loaded).result()
+            except KeyboardInterrupt:
+                click.echo("Aborted!", err=True)
+                server.leave(1)
+                raise
 
         def ready(address: str) -> None:
             click.echo(f"exploring at {address} until Ctrl-C")

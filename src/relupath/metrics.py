@@ -230,7 +230,7 @@ def _curve(
             changed = order[sample] < (step * width).view(-1, 1, 1, 1)
             scores.append(_scores(model(torch.where(changed, finish[sample], start[sample])), wanted[sample]))
     found = torch.cat(scores).view(samples, len(steps))
-    return Curve(found, steps.to(found.dtype) / height)
+    return Curve(found, steps.to(torch.promote_types(found.dtype, torch.float32)) / height)
 
 
 def _scores(logits: Tensor, classes: Int[Tensor, " N"]) -> Float[Tensor, " N"]:

@@ -145,7 +145,7 @@ def apart(work: Callable[[], Result]) -> Future[Result]:
     """Have something done in a thread of its own, which ends with it.
 
     OpenMP keeps a team of threads for every thread that has computed. Once they are more than the cores, they sleep
-    between any two operations, and a page's answer takes a third longer: the main thread of a server computes nothing.
+    between any two operations, and answers take longer: the main thread of a server computes nothing.
     """
     pool = ThreadPoolExecutor(1, WORKER)
     try:
@@ -154,11 +154,12 @@ def apart(work: Callable[[], Result]) -> Future[Result]:
         pool.shutdown(wait=False)
 
 
-def leave() -> None:
-    """End the process at once if a thread still computes for the page: a search may take minutes."""
+def leave(status: int = 0) -> None:
+    """End the process at once if a thread still computes or loads for the page, which may take minutes."""
     if any(thread.name.startswith(WORKER) for thread in threading.enumerate()):
         sys.stdout.flush()
-        os._exit(0)
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def clean(name: str) -> str:

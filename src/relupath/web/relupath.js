@@ -471,6 +471,8 @@ class RelupathView extends HTMLElement {
     this.seen = new WeakMap();
     /** @type {Opened | null} */
     this.opened = null;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.slow = undefined;
     /** @type {Hello | null} */
     this.hello = null;
     /** @type {Promise<ImageData | null>} */
@@ -617,16 +619,16 @@ class RelupathView extends HTMLElement {
     try {
       const opened = /** @type {Opened} */ (await this.ask(this.question("open")));
       if (turn !== this.turn) return;
-      const next = this.ask(this.question("node", { path: this.deepest() })).catch(() => null);
-      await Promise.race([next, new Promise((done) => setTimeout(done, AT_ONCE))]);
-      if (turn !== this.turn) return;
       this.shown = keyOf(this.question("open"));
-      p.view.toggleAttribute("data-old", false);
       this.open(opened);
-      this.keepFound();
       this.crumbs();
+      const next = this.ask(this.question("node", { path: this.deepest() }));
+      await Promise.race([next.catch(() => null), new Promise((done) => setTimeout(done, AT_ONCE))]);
+      if (turn !== this.turn) return;
+      p.view.toggleAttribute("data-old", false);
+      this.keepFound();
       this.startStrip();
-      await this.showColumns(turn);
+      await this.showColumns(turn, next);
       await Promise.all([this.showStrip(turn), this.showCut(turn), this.showPins(turn)]);
       if (turn !== this.turn) return;
       this.message("");
@@ -641,9 +643,11 @@ class RelupathView extends HTMLElement {
 
   /** @param {boolean} busy */
   busy(busy) {
-    clearTimeout(this.slow);
-    this.slow = busy ? setTimeout(() => this.toggleAttribute("data-slow", true), SLOW) : undefined;
-    if (!busy) this.toggleAttribute("data-slow", false);
+    if (!busy) {
+      clearTimeout(this.slow);
+      this.slow = undefined;
+      this.toggleAttribute("data-slow", false);
+    } else this.slow ??= setTimeout(() => this.toggleAttribute("data-slow", true), SLOW);
     this.toggleAttribute("data-busy", busy);
     this.setAttribute("aria-busy", String(busy));
   }
@@ -880,8 +884,8 @@ class RelupathView extends HTMLElement {
     return last === "bias" || last === "by-pass" ? path.slice(0, -1) : path;
   }
 
-  /** The shares below each node on the way down. @param {number} turn */
-  async showColumns(turn) {
+  /** The shares below each node on the way down. @param {number} turn @param {Promise<NodeAnswer>} last of the last column */
+  async showColumns(turn, last) {
     const p = this.parts, path = this.deepest(), count = path.length + 1;
     if (!p) return;
     const before = p.columns.children.length;
@@ -896,7 +900,7 @@ class RelupathView extends HTMLElement {
         else p.columns.append(fresh);
         column = fresh;
       }
-      work.push(this.fill(column, question, depth, turn));
+      work.push(this.fill(column, depth < count - 1 ? this.ask(question) : last, question.path, turn));
     }
     while (p.columns.children.length > count) p.columns.lastElementChild?.remove();
     await Promise.all(work);
@@ -917,12 +921,12 @@ class RelupathView extends HTMLElement {
       h("header", {}, h("h3", {}, "\u00a0"), h("p", {}, "\u00a0")), h("ol", {}, ...rows), h("footer", {}, "\u00a0"));
   }
 
-  /** @param {HTMLElement} column @param {Question} question @param {number} depth @param {number} turn */
-  async fill(column, question, depth, turn) {
+  /** @param {HTMLElement} column @param {Promise<NodeAnswer>} asked @param {string[]} way @param {number} turn */
+  async fill(column, asked, way, turn) {
     /** @type {NodeAnswer} */
     let answer;
     try {
-      answer = await this.ask(question);
+      answer = await asked;
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);
       const again = h("button", { type: "button", onclick: () => this.show() }, "Try again");
@@ -935,8 +939,8 @@ class RelupathView extends HTMLElement {
     }
     if (turn !== this.turn) return;
     this.seen.set(column, answer);
-    const chosen = this.state.path[depth];
-    if (column.dataset.filled !== "yes") this.rows(column, answer, question.path);
+    const chosen = this.state.path[way.length];
+    if (column.dataset.filled !== "yes") this.rows(column, answer, way);
     for (const button of column.querySelectorAll("button")) {
       const mine = button.dataset.key === chosen;
       button.setAttribute("aria-expanded", String(mine));
