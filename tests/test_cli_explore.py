@@ -85,6 +85,18 @@ def test_a_page_is_served_until_it_is_interrupted(place):
     assert "labels='labels.txt', dtype='float64'" in node["python"]
 
 
+def test_loading_ends_when_it_is_interrupted(place):
+    (place / "slow.py").write_text("import time\n\n\ndef net():\n    print('begun', flush=True)\n    time.sleep(60)\n")
+    command = [sys.executable, "-m", "relupath", "explore", "photo 1.png", "--model", "slow.py:net", "--no-browser"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": place}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors.endswith("Aborted!\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [

@@ -523,6 +523,7 @@ REFUSED = {
     "a sample beyond": ({"samples": [2]}, PathError, r"a sample is a number from 0 to 1; got \[2\]"),
     "a sample below": ({"samples": [-1]}, PathError, r"a sample is a number from 0 to 1; got \[-1\]"),
     "a truth value": ({"samples": [True]}, PathError, r"a sample is a number from 0 to 1; got \[True\]"),
+    "a truth value of torch": ({"samples": torch.tensor([True])}, PathError, "a sample is a number from 0 to 1"),
     "no number": ({"samples": ["0"]}, PathError, "a sample is a number from 0 to 1"),
     "a unit beyond": ({"paths": [Path.of([("1", (8, 0, 0))])]}, PathError, r"unit \[8, 0, 0\] is not in layer '1'"),
     "a unit of few axes": ({"paths": [Path.of([("1", (0, 0))])]}, PathError, r"unit \[0, 0\] is not in layer '1'"),

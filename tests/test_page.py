@@ -184,6 +184,26 @@ def test_a_cut_the_other_class_and_a_reload(visit, frozen):
     assert page.locator(".strip .map.target .name").inner_text() in (NAMES[0], "Lunorix")
 
 
+def test_each_node_is_asked_for_once_and_of_the_right_classes(visit):
+    page = visit()
+    asked = []
+    page.on("request", lambda request: asked.append(json.loads(request.post_data)) if request.post_data else None)
+    page.locator(".column .share").first.click()
+    idle(page)
+    page.locator(".classes .role").nth(4).click()  # why another class
+    idle(page)
+    first, second = [question for question in asked if question["ask"] == "node"]
+    (opened,) = [question for question in asked if question["ask"] == "open"]
+    assert (len(first["path"]), second.get("path", [])) == (1, [])
+    assert second["target"] == opened["target"] != first["target"]
+    visit.refusals.append("a node that fails")
+    page.route("**/api/ask", lambda route: route.fulfill(status=400, json={"error": "no answer"}))
+    asked.clear()
+    page.locator(".column .share").first.click()
+    page.get_by_text("Try again").wait_for()
+    assert [question["ask"] for question in asked].count("node") == 1
+
+
 def test_the_keyboard_stays_where_a_person_has_gone_meanwhile(visit):
     page = visit()
     held = []

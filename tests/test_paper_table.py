@@ -89,6 +89,8 @@ def test_records_of_other_steps_are_refused(task, tmp_path):
     table.filled(task, path, 2, NAMES, 1, rows=4)
     with pytest.raises(UsageError, match="4 rows a step"):
         table.filled(task, path, 2, NAMES, 1)
+    with pytest.raises(UsageError, match="another number of orders"):
+        table.filled(replace(task, variant=False), path, 2, NAMES, 1, rows=4)
 
 
 def test_longer_steps_and_one_order_are_as_they_say(task):
