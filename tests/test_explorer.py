@@ -404,6 +404,19 @@ def test_few_pictures_stay_recorded_and_others_are_recorded_anew():
     assert [one.answer({"ask": "node", "picture": key}) for key in keys] == first
 
 
+def test_large_recordings_are_fewer():
+    one = Explorer(tiny())
+    keys = [one.add(photo(number)) for number in range(4)]
+    _, recording = one.shelf.take(keys[0])
+    one.shelf.max_bytes = 2 * sum(layer.output.nbytes for layer in recording.frozen.layers)
+    for key in keys:
+        one.shelf.take(key)
+    assert [*one.shelf._recorded] == keys[2:]
+    one.shelf.max_bytes = 1
+    one.shelf.take(keys[0])
+    assert [*one.shelf._recorded] == keys[:1]
+
+
 def test_the_trees_fit_into_the_bytes_that_are_allowed(unchecked):
     allowed = 2**19
     one, free = Explorer(tiny(), max_bytes=allowed), Explorer(tiny())

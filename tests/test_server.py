@@ -114,17 +114,28 @@ def test_a_question_gets_the_explorers_answer(client, explored):
         assert response.content.isascii()
 
 
-def test_what_answers_is_a_thread_that_ends(client, explored, monkeypatch):
-    one, computing = explored[0], []
-    answer = one.answer
-    monkeypatch.setattr(one, "answer", lambda data: computing.append(threading.current_thread()) or answer(data))
-    for _ in range(2):
-        assert client.post("/api/ask", json={"ask": "hello"}).status_code == 200
-    first, second = computing
-    assert first is not second
-    for thread in computing:
-        thread.join(5)
-        assert not thread.is_alive()
+def test_one_thread_stays_and_others_end():
+    threads, hold = server._Threads(), threading.Event()
+
+    def held():
+        assert hold.wait(5)
+        return threading.current_thread()
+
+    first = threads.submit(held)
+    second = threads.submit(threading.current_thread).result(5)
+    second.join(5)
+    assert not second.is_alive()
+    hold.set()
+    stays = first.result(5)
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(lambda: 1 / 0).result(5)
+    for _ in range(100):
+        if not threads.busy:
+            break
+        time.sleep(0.01)
+    assert threads.submit(threading.current_thread).result(5) is stays
+    assert stays is not second
+    assert stays.is_alive()
 
 
 def test_a_photo_is_held_under_a_name_that_can_be_read(client, explored):

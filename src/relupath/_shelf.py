@@ -88,7 +88,7 @@ class Shelf:
         record: gives the recorded forward pass of an input.
         pictures: how many pictures are held.
         recordings: how many of them stay recorded.
-        max_bytes: how much all trees may hold.
+        max_bytes: how much all trees may hold, and how much the layers of all recordings but one.
     """
 
     def __init__(self, record: Callable[[Tensor], Frozen], pictures: int, recordings: int, max_bytes: int) -> None:
@@ -133,9 +133,14 @@ class Shelf:
                 recording = Recording(held.recorded or self.record(held.x))
                 with self._lock:
                     self._recorded[key] = recording
-                    while len(self._recorded) > self.recordings:
+                    while len(self._recorded) > 1 and self._is_full():
                         self._recorded.popitem(last=False)
             return held, recording
+
+    def _is_full(self) -> bool:
+        """Whether more is recorded than may be."""
+        layers = [layer for recording in self._recorded.values() for layer in recording.frozen.layers]
+        return len(self._recorded) > self.recordings or sum(layer.output.nbytes for layer in layers) > self.max_bytes
 
     def tree(self, recording: Recording, key: object) -> Tree:
         """What was computed for a question, or an empty place for it."""

@@ -35,7 +35,7 @@ from .runs import Named, choose_classes, layers_named, record, score_of, shares,
 SIDE = 256
 """The longest side of a map."""
 PICTURES = 32
-RECORDINGS = 4
+RECORDINGS = 10
 MAX_BYTES = 2**29
 NUMBERS = 2**23
 """The largest input that is explored: how many numbers the network takes."""
@@ -91,7 +91,7 @@ class Explorer:
         side: the longest side of the maps that are sent.
         pictures: how many pictures are held; the one not asked for the longest goes first.
         recordings: how many of them stay recorded; others are recorded anew when they are asked for.
-        max_bytes: how much the trees may hold; those not asked for the longest go first.
+        max_bytes: how much the trees may hold, and the recorded layers; those not asked for the longest go first.
         python: the expression with which the classifier is loaded, for the lines of Python on the page.
     """
 

@@ -86,7 +86,8 @@ def application(explorer: Explorer, token: str, hosts: Sequence[str] = ("localho
         hosts: names under which the server may be asked, beside any IP address.
         web: the folder of the page's files.
     """
-    quick, long, photos = _Desk(6, 64), _Desk(2, 12), _Desk(2, 4)
+    threads = _Threads()
+    quick, long, photos = _Desk(threads, 6, 64), _Desk(threads, 2, 12), _Desk(threads, 2, 4)
 
     def page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
         async def get(request: Request) -> Response:
@@ -152,6 +153,25 @@ def apart(work: Callable[[], Result]) -> Future[Result]:
         return pool.submit(work)
     finally:
         pool.shutdown(wait=False)
+
+
+class _Threads:
+    """One thread that stays, and while it is busy others that end, so that idle ones never outnumber the cores."""
+
+    def __init__(self) -> None:
+        self.pool, self.busy = ThreadPoolExecutor(1, WORKER), False
+
+    def submit(self, work: Callable[[], Result]) -> Future[Result]:
+        """Have something done."""
+        if self.busy:
+            return apart(work)
+        self.busy = True
+        future = self.pool.submit(work)
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, future: Future[Any]) -> None:
+        self.busy = False
 
 
 def leave(status: int = 0) -> None:
@@ -226,8 +246,8 @@ class _Guard:
 class _Desk:
     """Has work done in threads, so much at once; lets in so many requests and sends others away."""
 
-    def __init__(self, at_once: int, most: int) -> None:
-        self.at_once, self.most, self.inside = anyio.CapacityLimiter(at_once), most, 0
+    def __init__(self, threads: _Threads, at_once: int, most: int) -> None:
+        self.threads, self.at_once, self.most, self.inside = threads, anyio.CapacityLimiter(at_once), most, 0
 
     @contextmanager
     def place(self) -> Iterator[_Desk]:
@@ -258,7 +278,7 @@ class _Desk:
             async with self.at_once:
                 if left.is_set():
                     raise ClientDisconnect
-                return await asyncio.wrap_future(apart(patient))
+                return await asyncio.wrap_future(self.threads.submit(patient))
         finally:
             watching.cancel()
 

@@ -298,6 +298,8 @@ const FINEST = 512;
 const AT_ONCE = 150;
 /** After so many the page says that it computes. */
 const SLOW = 600;
+/** So long nobody has asked for anything when the page checks itself, which no click should wait for. */
+const AT_REST = 500;
 
 /** @param {WireImage} image */
 async function pixelsOf(image) {
@@ -633,7 +635,7 @@ class RelupathView extends HTMLElement {
       if (turn !== this.turn) return;
       this.message("");
       if (p.panels.bias.open) this.showBias(turn);
-      this.check(turn);
+      setTimeout(() => turn === this.turn && this.check(turn), AT_REST);
     } catch (error) {
       if (turn === this.turn) this.refused(error);
     } finally {
