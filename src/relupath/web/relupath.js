@@ -577,10 +577,16 @@ class RelupathView extends HTMLElement {
     this.frame = requestAnimationFrame(() => this.repaint());
   }
 
+  /** The names of the panels that are open, or will be once one is pressed. @param {HTMLDetailsElement} [pressed] */
+  openPanels(pressed) {
+    const panels = Object.entries(/** @type {NonNullable<typeof this.parts>} */ (this.parts).panels);
+    return panels.filter(([, panel]) => panel.open !== (panel === pressed)).map(([name]) => name).join(".");
+  }
+
   /** A panel was opened or closed. */
   toggled() {
     const panels = /** @type {NonNullable<typeof this.parts>} */ (this.parts).panels;
-    this.state.open = Object.entries(panels).filter(([, panel]) => panel.open).map(([name]) => name).join(".");
+    this.state.open = this.openPanels();
     this.relink();
     if (panels.bias.open) this.showBias(this.turn);
   }
@@ -1451,7 +1457,12 @@ class RelupathView extends HTMLElement {
     colours.append(h("summary", {}, "Colours"), h("div", { class: "fields" },
       ...Object.entries(p.looks).map(([name, control]) => field(name === "theme" ? "page" : name, control))));
     bias.append(h("summary", {}, "Where the bias enters"), p.biases);
-    for (const panel of Object.values(p.panels)) panel.addEventListener("toggle", () => this.toggled());
+    for (const panel of Object.values(p.panels)) {
+      panel.addEventListener("toggle", () => this.toggled());
+      panel.addEventListener("click", (event) => {  // known at once: what is shown before "toggle" comes would close it again
+        if (event.target instanceof Element && event.target.closest("summary")) this.state.open = this.openPanels(panel);
+      });
+    }
     p.pins.append(h("h2", {}, "Pinned paths, one scale"), p.pinned);
     p.help.append(h("h2", {}, "Keys"), h("dl", {}, ...HELP.flatMap(([keys, does]) => [h("dt", {}, keys), h("dd", {}, does)])),
       h("p", { class: "quiet" }, "Printed numbers are rounded so that they add up as printed; a share\u2019s tooltip gives its number in full. In the names of units c, y and x are the first, second and third axis of the layer, whose shape stands below its column: features may be the last one."), h("form", { method: "dialog" }, h("button", {}, "Close")));
