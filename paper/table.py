@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Task:
         peers: the field's methods.
         searches: ours, by name.
         scored: the network as it is run for the scores.
-        variant: whether the variant of the paper's authors, by channel, is measured too.
+        orders: the ways to sort the pixels; the variant of the paper's authors is one.
     """
 
     model: nn.Module
@@ -73,12 +73,7 @@ class Task:
     peers: Mapping[str, peers.Method]
     searches: Mapping[str, partly.Ours]
     scored: metrics.Network
-    variant: bool = True
-
-    @property
-    def orders(self) -> Mapping[str, Callable[..., Tensor]]:
-        """The ways to sort the pixels."""
-        return {name: ranks for name, ranks in ORDERS.items() if self.variant or ranks is metrics.ranks}
+    orders: Mapping[str, Callable[..., Tensor]] = field(default_factory=lambda: ORDERS)
 
 
 def of_cifar10(place: Path, weights: Path) -> Task:
@@ -90,9 +85,9 @@ def of_cifar10(place: Path, weights: Path) -> Task:
     order = _mixed(len(x))
     names = [f"{cifar10.CLASSES[n // each]} {n % each}" for n in order]
     usual = peers.methods(model, "features.8", "features.7")
-    field = {**usual, **partly.field(model, usual)}
+    methods = {**usual, **partly.field(model, usual)}
     found = {**searches((16, 64, 256, None), (1, 2, None), (1, 2, None)), **partly.searches(model)}
-    return Task(model, names, lambda numbers: x[[order[n] for n in numbers]], field, found, model)
+    return Task(model, names, lambda numbers: x[[order[n] for n in numbers]], methods, found, model)
 
 
 def of_squeezenet(place: Path, weights: Path) -> Task:
@@ -108,11 +103,12 @@ def of_squeezenet(place: Path, weights: Path) -> Task:
         return classifier.model(z.contiguous(memory_format=torch.channels_last))
 
     usual = peers.methods(classifier.model, "features.12", "features.12")
-    field = {**usual, **partly.field(classifier.model, usual)}
+    methods = {**usual, **partly.field(classifier.model, usual)}
     found = {
         **searches((64, 1024, 16384, None), (1, 5, 10, None), (1, 5, None)), **partly.searches(classifier.model)
     }  # fmt: skip
-    return Task(classifier.model, [photo.name for photo in photos], pictures, field, found, scored, variant=False)
+    summed = {"channels summed": metrics.ranks}
+    return Task(classifier.model, [photo.name for photo in photos], pictures, methods, found, scored, summed)
 
 
 def _mixed(count: int) -> list[int]:
@@ -246,17 +242,17 @@ def report(task: Task, records: Mapping[int, dict[str, Any]], names: Sequence[st
     numbers = sorted(records)
     areas = torch.tensor([[records[n]["areas"][name] for name in names] for n in numbers], dtype=torch.float64)
     odd = torch.tensor(numbers) % 2 == 1
-    ours, field = ([k for k, name in enumerate(names) if name in own] for own in (task.searches, task.peers))
+    ours, others = ([k for k, name in enumerate(names) if name in own] for own in (task.searches, task.peers))
     orders = {}
     for place, order in enumerate(task.orders):
         pair, chosen = areas[:, :, 2 * place : 2 * place + 2], {}
         better = pair[~odd].mean(0) * torch.tensor([1, -1])
-        leads = better - better[field].amax(0) if field else better
+        leads = better - better[others].amax(0) if others else better
         for choice, score in CHOICES.items():
             scores = {k: score(*leads[k].tolist()) for k in ours}
             chosen[choice] = names[max(scores, key=scores.__getitem__)] if scores else None
-        rivals = [max(field, key=lambda k, m=m, sign=sign: sign * float(pair[odd, k, m].mean()))
-                  for m, sign in ((0, 1), (1, -1))] if field else []  # fmt: skip
+        rivals = [max(others, key=lambda k, m=m, sign=sign: sign * float(pair[odd, k, m].mean()))
+                  for m, sign in ((0, 1), (1, -1))] if others else []  # fmt: skip
         rows = {name: _row(pair[odd, k], [pair[odd, rival] for rival in rivals]) for k, name in enumerate(names)}
         best = dict(zip(("insertion", "deletion"), (names[rival] for rival in rivals), strict=False))
         orders[order] = {"best_peer": best, "chosen": chosen, "methods": rows}

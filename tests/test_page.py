@@ -98,6 +98,16 @@ def idle(page):
     page.wait_for_selector("relupath-view:not([data-busy])")
 
 
+def holding(page, ask):
+    """The questions of one kind, none of which is answered."""
+    held = []
+    page.route(
+        "**/api/ask",
+        lambda route: held.append(route) if f'"ask":"{ask}"' in route.request.post_data else route.continue_(),
+    )
+    return held
+
+
 def column(page, number):
     """Keys and values in a column, and the sum below."""
     place = page.locator(f".column:nth-child({number})")
@@ -206,11 +216,7 @@ def test_each_node_is_asked_for_once_and_of_the_right_classes(visit):
 
 def test_the_keyboard_stays_where_a_person_has_gone_meanwhile(visit):
     page = visit()
-    held = []
-    page.route(
-        "**/api/ask",
-        lambda route: held.append(route) if '"ask":"compare"' in route.request.post_data else route.continue_(),
-    )
+    held = holding(page, "compare")
     page.locator(".column .share").first.focus()
     page.keyboard.press("ArrowRight")
     page.locator(".column:nth-child(2) .share").first.wait_for()
@@ -343,11 +349,7 @@ def test_printed_numbers_add_up_and_names_are_cut_at_dots(visit):
 
 def test_a_search_that_takes_long_says_so_and_can_be_cancelled(visit):
     page = visit()
-    held = []
-    page.route(
-        "**/api/ask",
-        lambda route: held.append(route) if '"ask":"paths"' in route.request.post_data else route.continue_(),
-    )
+    held = holding(page, "paths")
     page.get_by_text("Search for paths").click()
     page.get_by_label("search", exact=True).select_option("exact")
     find = page.get_by_role("button", name="Find paths")

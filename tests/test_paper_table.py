@@ -17,6 +17,7 @@ from relupath._contributions import contributions
 from relupath.errors import UsageError
 from relupath.metrics import interval
 
+SUMMED = {"channels summed": metrics.ranks}
 EXPECTED = Path(__file__).parents[1] / "paper" / "expected" / "table-cifar10.json"
 
 
@@ -90,11 +91,11 @@ def test_records_of_other_steps_are_refused(task, tmp_path):
     with pytest.raises(UsageError, match="4 rows a step"):
         table.filled(task, path, 2, NAMES, 1)
     with pytest.raises(UsageError, match="another number of orders"):
-        table.filled(replace(task, variant=False), path, 2, NAMES, 1, rows=4)
+        table.filled(replace(task, orders=SUMMED), path, 2, NAMES, 1, rows=4)
 
 
 def test_longer_steps_and_one_order_are_as_they_say(task):
-    one, longer = (table.measured(replace(task, variant=False), [3], NAMES, rows=rows)[0] for rows in (1, 4))
+    one, longer = (table.measured(replace(task, orders=SUMMED), [3], NAMES, rows=rows)[0] for rows in (1, 4))
     x = task.pictures([3])
     found = task.peers["Saliency"](x, torch.tensor([one["class"]]))
     order = metrics.ranks(found, [3])

@@ -175,7 +175,7 @@ class _Threads:
 
 
 def leave(status: int = 0) -> None:
-    """End the process at once if a thread still computes or loads for the page, which may take minutes."""
+    """End the process at once where a thread is left that computes or loads for the page, which may take minutes."""
     if any(thread.name.startswith(WORKER) for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
