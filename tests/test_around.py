@@ -239,25 +239,29 @@ def test_one_model_frozen_in_several_threads_keeps_its_hooks():
     assert dict(model[0]._backward_hooks) == before
 
 
-def test_overlapping_recordings_give_dynamo_its_stance_back():
-    """A second recording finds the stance of the first, not the user's, which only the last to end restores."""
+def test_overlapping_recordings_leave_what_the_process_shares_as_it_was():
+    """One that began while another ran would restore that one's state, not the user's, if it ended last."""
     import torch._dynamo.eval_frame as dynamo
 
     a_in, b_in, a_out = (threading.Event() for _ in range(3))
-    a = randomise(Lambda(lambda m, x: (a_in.set(), b_in.wait(5), m.fc(x))[2], fc=lin(5, 3)), 0)
-    b = randomise(Lambda(lambda m, x: (b_in.set(), a_out.wait(5), m.fc(x))[2], fc=lin(5, 3)), 0)
+    a = randomise(Lambda(lambda m, x: (a_in.set(), b_in.wait(1), m.fc(x))[2], fc=lin(5, 3)), 0)
+    b = randomise(Lambda(lambda m, x: (b_in.set(), a_out.wait(1), torch.rand(3), m.fc(x))[3], fc=lin(5, 3)), 0)
     x = example((5,), 1)
     workers = [
         threading.Thread(target=lambda: (freeze(a, x), a_out.set())),
         threading.Thread(target=lambda: (a_in.wait(5), freeze(b, x))),
     ]
+    filters, state = [*warnings.filters], torch.get_rng_state()
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    stance = dynamo._stance.stance
+    stance, found = dynamo._stance.stance, [*warnings.filters]
     torch.compiler.set_stance("default")
+    warnings.filters[:] = filters
     assert stance == "default"
+    assert found == filters
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("act", [torch.sin])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -1005,3 +1007,10 @@ def test_what_is_no_stack_of_inputs_is_refused(batches, sentence, unchecked):
 def test_a_batch_size_is_a_whole_number(size, unchecked):
     with pytest.raises(UsageError, match="batch_size must be a whole number, at least 1, or None; got"):
         freeze_each(mlp(0), inputs("mlp"), size)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_frozen_network_says_that_it_cannot_be_copied(copied):
+    frozen = freeze(mlp(0), example((6,), 1))
+    with pytest.raises(TypeError, match="freeze the model again"):
+        copied(frozen)

@@ -86,6 +86,9 @@ class Frozen:
             said("operations: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))),
         )
 
+    def __reduce_ex__(self, _protocol: object) -> str:
+        raise TypeError("a frozen network is a recorded pass and cannot be copied or pickled: freeze the model again")
+
     def functional(self, target: TargetLike = None) -> Functional:
         """The target's value and derivative at this output; None means each sample's predicted class."""
         return resolve(target, self.output)

@@ -8,9 +8,8 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.fx
@@ -91,23 +90,13 @@ class Surroundings:
 def kept(modules: Iterable[nn.Module], own: Belongings, surroundings: Surroundings) -> Iterator[None]:
     """Suspend backward hooks, compiling, checkpointing; undo what a forward does to attributes, buffers, randomness.
 
-    Models that share a module are kept one after the other.
+    Recordings are kept one after the other: random states, warnings and compiling are the whole process's.
     """
-    with ExitStack() as stack:
-        for lock in _locks(modules):
-            stack.enter_context(lock)
-        with _kept(modules, own, surroundings):
-            yield
+    with _ONE, _kept(modules, own, surroundings):
+        yield
 
 
-def _locks(modules: Iterable[nn.Module]) -> list[threading.RLock]:
-    """The modules' locks, in an order that is the same for all."""
-    with _LOCKING:
-        return [_LOCKS.setdefault(module, threading.RLock()) for module in sorted(modules, key=id)]
-
-
-_LOCKING = threading.Lock()
-_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_ONE = threading.RLock()
 
 
 @contextmanager
@@ -123,7 +112,7 @@ def _kept(modules: Iterable[nn.Module], own: Belongings, surroundings: Surroundi
         hooks = [key for key in ("_backward_hooks", "_backward_pre_hooks") if getattr(module, key)]
         module.__dict__.update({key: OrderedDict() for key in hooks})
     try:
-        with surroundings.again(), _PLAIN, warnings.catch_warnings():
+        with surroundings.again(), _plainly(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)` when there are global hooks")
             yield
     finally:
@@ -141,7 +130,7 @@ def _kept(modules: Iterable[nn.Module], own: Belongings, surroundings: Surroundi
 @contextmanager
 def without_fast_path() -> Iterator[None]:
     """Without the kernel by which torch runs transformer layers where no derivatives are taken."""
-    with _FAST_PATH:
+    with _ONE:
         fast = mha.get_fastpath_enabled()
         mha.set_fastpath_enabled(False)
         try:
@@ -150,37 +139,19 @@ def without_fast_path() -> Iterator[None]:
             mha.set_fastpath_enabled(fast)
 
 
-class _Plain:
-    """While at least one network is recorded: no compiling, and checkpointing calls its function plainly."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-        self.before: dict[str, Any] = {}
-        self.eager: AbstractContextManager[Any] = nullcontext()
-
-    def __enter__(self) -> None:
-        """The first user switches; what runs in other threads meanwhile runs plainly too, and computes the same."""
-        checkpointing = vars(torch.utils.checkpoint)
-        with self.lock:
-            if not self.users:
-                generators = {name: _once for name in checkpointing if name.startswith(_GENERATOR)}
-                stand_ins = {"CheckpointFunction": _CheckpointFunction, **generators}
-                self.before = {name: checkpointing[name] for name in stand_ins}
-                checkpointing.update(stand_ins)
-                if "torch._dynamo" in sys.modules:
-                    self.eager = torch.compiler.set_stance("force_eager")
-                self.eager.__enter__()
-            self.users += 1
-
-    def __exit__(self, *_: object) -> None:
-        """The last user switches back."""
-        with self.lock:
-            self.users -= 1
-            if not self.users:
-                vars(torch.utils.checkpoint).update(self.before)
-                self.eager.__exit__(None, None, None)
-                self.eager = nullcontext()
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """No compiling, and checkpointing calls its function plainly."""
+    checkpointing = vars(torch.utils.checkpoint)
+    generators = {name: _once for name in checkpointing if name.startswith(_GENERATOR)}
+    stand_ins = {"CheckpointFunction": _CheckpointFunction, **generators}
+    before = {name: checkpointing[name] for name in stand_ins}
+    checkpointing.update(stand_ins)
+    try:
+        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+            yield
+    finally:
+        checkpointing.update(before)
 
 
 class _CheckpointFunction:
@@ -198,5 +169,3 @@ def _once(*_args: Any, **_kwargs: Any) -> Iterator[None]:
 
 
 _GENERATOR = "_checkpoint_without_reentrant_generator"
-_PLAIN = _Plain()
-_FAST_PATH = threading.Lock()
