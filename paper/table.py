@@ -1,14 +1,14 @@
 """The paper's table: insertion and deletion of paths beside the field's maps; chosen on one half, told of the other.
 
     python paper/table.py --network cifar10 --images test.zip --weights toycnn_cifar10.safetensors --records c.jsonl
-    python paper/table.py --network squeezenet --images FOLDER --weights squeezenet1_0.safetensors --records s.jsonl \
-        --rows 4 --batch 2
+    python paper/table.py --network squeezenet --images FOLDER --weights squeezenet1_0.safetensors \
+        --records paper/expected/records-squeezenet.jsonl --rows 4 --batch 2
 
-Each image is one line of the records, so that a run that was stopped goes on where it ended. Images are taken in an
-order mixed once. Among our searches the best are chosen on the images of even number: by insertion, by deletion, by
-their difference, and by the lesser of the leads over the peer that inserts best and the one that deletes best; all
-figures are those of the images of odd number. Every method is compared, image by image, with the
-peers that insert and that delete best on these.
+Each image is one line of the records, so that a run that was stopped goes on where it ended; what is known of
+SqueezeNet is kept with the figures. Images are taken in an order mixed once. Among our searches the best are chosen on
+the images of even number: by insertion, by deletion, by their difference, and by the lesser of the leads over the peer
+that inserts best and the one that deletes best; all figures are those of the images of odd number. Every method is
+compared, image by image, with the peers that insert and that delete best on these.
 """
 
 import argparse
@@ -49,6 +49,14 @@ READINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "positive": lambda found: found.clamp(min=0),
 }
 """Other readings of ``W x``: the size of a pixel's contribution, or what of its channels is positive."""
+OF_SQUEEZENET = (
+    "Saliency", "Input x Gradient", "Integrated Gradients", "Integrated Gradients, both starts",
+    "Integrated Gradients, both starts, smoothed", "Guided Backprop", "Guided Grad-CAM", "SmoothGrad", "Grad-CAM",
+    "LRP, epsilon-plus", "LRP, gamma-box", "Selective, width 1024, all layers", "Selective, width any, 5 layers",
+    "Selective, width any, all layers", "Mass, share 0.9, 1 layer", "Mass, share 0.9, all layers",
+    "W x, partial pictures", "W x, partial pictures, smoothed", CONTROL,
+)  # fmt: skip
+"""What is measured on SqueezeNet if nothing else is asked for: its pictures are large."""
 FIRST = 4
 """So many images are written one by one beside the figures, for a test."""
 
@@ -64,6 +72,7 @@ class Task:
         peers: the field's methods.
         searches: ours, by name.
         scored: the network as it is run for the scores.
+        usual: the methods that are measured if no others are asked for.
         orders: the ways to sort the pixels; the variant of the paper's authors is one.
     """
 
@@ -73,6 +82,7 @@ class Task:
     peers: Mapping[str, peers.Method]
     searches: Mapping[str, partly.Ours]
     scored: metrics.Network
+    usual: Sequence[str]
     orders: Mapping[str, Callable[..., Tensor]] = field(default_factory=lambda: ORDERS)
 
 
@@ -87,7 +97,8 @@ def of_cifar10(place: Path, weights: Path) -> Task:
     usual = peers.methods(model, "features.8", "features.7")
     methods = {**usual, **partly.field(model, usual)}
     found = {**searches((16, 64, 256, None), (1, 2, None), (1, 2, None)), **partly.searches(model)}
-    return Task(model, names, lambda numbers: x[[order[n] for n in numbers]], methods, found, model)
+    fast = [name for name in (*methods, *found, CONTROL) if not name.startswith(partly.SLOW)]
+    return Task(model, names, lambda numbers: x[[order[n] for n in numbers]], methods, found, model, fast)
 
 
 def of_squeezenet(place: Path, weights: Path) -> Task:
@@ -108,7 +119,8 @@ def of_squeezenet(place: Path, weights: Path) -> Task:
         **searches((64, 1024, 16384, None), (1, 5, 10, None), (1, 5, None)), **partly.searches(classifier.model)
     }  # fmt: skip
     summed = {"channels summed": metrics.ranks}
-    return Task(classifier.model, [photo.name for photo in photos], pictures, methods, found, scored, summed)
+    names = [photo.name for photo in photos]
+    return Task(classifier.model, names, pictures, methods, found, scored, OF_SQUEEZENET, summed)
 
 
 def _mixed(count: int) -> list[int]:
@@ -302,12 +314,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="so many images (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=20, help="images at a time (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=1, help="rows' worth of pixels a step (default: %(default)s)")
-    parser.add_argument("--methods", nargs="+", help="only these; all but the slow ones if not given")
+    parser.add_argument("--methods", nargs="+", help="only these; on CIFAR-10 all but the slow if not given")
     parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
     options = parser.parse_args()
     task = {"cifar10": of_cifar10, "squeezenet": of_squeezenet}[options.network](options.images, options.weights)
     known = [*task.peers, *task.searches, CONTROL]
-    names = options.methods or [name for name in known if not name.startswith(partly.SLOW)]
+    names = options.methods or task.usual
     if unknown := {*names} - {*known}:
         parser.error(f"no method is named {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     records = filled(task, options.records, options.count, names, options.batch, options.rows)

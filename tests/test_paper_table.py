@@ -9,6 +9,7 @@ import torch
 from captum.attr import LayerGradCam
 from torch import nn
 
+import partly
 import peers
 import table
 from nets import randomise
@@ -33,7 +34,9 @@ def task(model):
     searches = {"mass": table.ours(Mass(), neurons), "selective": table.ours(Selective(2), channels)}
     found = peers.methods(model, "3", "3")
     few = {name: found[name] for name in ("Saliency", "SmoothGrad")}
-    return table.Task(model, [f"image {n}" for n in range(9)], lambda numbers: x[[*numbers]], few, searches, model)
+    return table.Task(
+        model, [f"image {n}" for n in range(9)], lambda numbers: x[[*numbers]], few, searches, model, NAMES
+    )
 
 
 NAMES = ["Saliency", "SmoothGrad", "mass", "selective", "random"]
@@ -225,3 +228,22 @@ def test_the_table_was_made_of_all_methods_on_two_halves():
         best = max((rows[name]["insertion"]["mean"], name) for name in part["best_peer"].values())
         assert best[1] == part["best_peer"]["insertion"]
         assert rows[part["best_peer"]["deletion"]]["deletion_less_best_peer"]["mean"] == 0
+
+
+def test_what_is_measured_unasked_are_methods_of_the_task(data):
+    squeezenet = table.of_squeezenet(data / "imagenet", data / "squeezenet1_0_imagenet.safetensors")
+    authors = table.of_cifar10(data / "cifar10" / "test.zip", data / "toycnn_cifar10.safetensors")
+    for task in (squeezenet, authors):
+        assert {*task.usual} <= {*task.peers, *task.searches, table.CONTROL}
+    assert not any(name.startswith(partly.SLOW) for name in authors.usual)
+    assert [*table.measured(authors, [0], ["random"])[0]["areas"]] == ["random"]
+
+
+def test_a_photo_gives_the_areas_in_the_records(data, unchecked):
+    want = table.read(EXPECTED.parent / "records-squeezenet.jsonl")[1]
+    task = table.of_squeezenet(data / "imagenet", data / "squeezenet1_0_imagenet.safetensors")
+    names = ["Input x Gradient", "Mass, share 0.9, all layers"]
+    (found,) = table.measured(task, [1], names, want["rows"])
+    assert (found["image"], found["class"]) == (want["image"], want["class"])
+    for name in names:
+        assert found["areas"][name] == pytest.approx(want["areas"][name], abs=0.003)
