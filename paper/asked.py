@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,17 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import cifar10
+import relupath
 from relupath import creatures, draw, files, images, models
 from relupath.errors import UsageError
+from relupath.explanations import Explanation
 
 FIRST = creatures.FIRST_UNSEEN_SEED
 Asked = tuple[models.Classifier, list[images.Picture]]
+Explains = Callable[[models.Classifier, images.Picture, relupath.Partition], Explanation]
 
 
 def parser(doc: str, count: int) -> argparse.ArgumentParser:
@@ -42,6 +47,30 @@ def given(options: argparse.Namespace) -> Asked:
     found = files.pictures(options.photos)
     count = min(options.count, len(found))
     return classifier, [images.read(found[number * len(found) // count]) for number in range(count)]
+
+
+def drawing_parser(doc: str) -> argparse.ArgumentParser:
+    """The options of a figure that explains and draws every picture."""
+    found = parser(doc, 32)
+    found.add_argument("--output", type=Path, help="a folder for one figure a picture, which shows it")
+    found.add_argument("--partition", choices=("neurons", "channels", "locations"), default="neurons")
+    found.add_argument("--bare", action="store_true", help="leave the pictures out of the figures")
+    return found
+
+
+def drawn(
+    options: argparse.Namespace, explained: Explains, measured: Callable[[Explanation], dict[str, Any]]
+) -> tuple[str, list[dict[str, Any]]]:
+    """The model's name, and what is measured of every picture; each is drawn where a folder is given."""
+    classifier, pictures = given(options)
+    rows = []
+    for picture in tqdm(pictures, file=sys.stderr):
+        explanation = explained(classifier, picture, getattr(relupath, options.partition))
+        rows.append(measured(explanation))
+        if options.output:
+            options.output.mkdir(parents=True, exist_ok=True)
+            draw.save(draw.figure(explanation, bare=options.bare), options.output / f"{Path(picture.name).stem}.png")
+    return classifier.name, rows
 
 
 @dataclass(frozen=True)

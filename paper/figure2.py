@@ -8,16 +8,14 @@ and Algorithm 1's path from thin to deep. The numbers say how alike the two clas
 paths share. On creatures it is known what should tell the two apart: the decisive parts in which they differ.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import asked
 import relupath
-from relupath import creatures, draw, runs
+from relupath import creatures, runs
 from relupath.explanations import Explanation, Row
 from relupath.images import Picture
 
@@ -77,22 +75,9 @@ def explained(classifier: relupath.models.Classifier, picture: Picture, partitio
 
 def main() -> None:
     """Explain every picture, print the medians, and draw."""
-    parser = asked.parser(__doc__, 32)
-    parser.add_argument("--output", type=Path, help="a folder for one figure a picture: they show the pictures")
-    parser.add_argument("--partition", choices=("neurons", "channels", "locations"), default="neurons")
-    parser.add_argument("--bare", action="store_true", help="leave the pictures out of the figures")
-    options = parser.parse_args()
-    classifier, pictures = asked.given(options)
-    rows = []
-    for picture in tqdm(pictures, file=sys.stderr):
-        explanation = explained(classifier, picture, getattr(relupath, options.partition))
-        rows.append(measured(explanation))
-        if options.output:
-            options.output.mkdir(parents=True, exist_ok=True)
-            draw.save(draw.figure(explanation, bare=options.bare), options.output / f"{Path(picture.name).stem}.png")
-    found = {
-        "model": classifier.name, "partition": options.partition, "medians": told(rows), "rows": rows,
-    }  # fmt: skip
+    options = asked.drawing_parser(__doc__).parse_args()
+    name, rows = asked.drawn(options, explained, measured)
+    found = {"model": name, "partition": options.partition, "medians": told(rows), "rows": rows}
     for word, value in found["medians"].items():
         print(f"{word:<16}{value:>8.3f}")
     asked.write(options.json, found)

@@ -8,19 +8,18 @@ holds, on what share of the pixels nine tenths of its map lie, and how alike tha
 That the thin path is the sum of deep ones is measured too: the leaves of a tree from the top down against the logit.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 import asked
 import relupath
 from relupath import _canvas, draw, runs
 from relupath.explanations import Explanation
+from relupath.images import Picture
 
 MOST = 0.9
 PLOTS = {"held": "share of the logit", "extent": "share of the pixels", "alike": "correlation with the whole map"}
@@ -80,27 +79,16 @@ def figure(found: dict[str, Any]) -> Any:
     return fig
 
 
-def explained(classifier: relupath.models.Classifier, picture: relupath.images.Picture, partition: str) -> Explanation:
+def explained(classifier: relupath.models.Classifier, picture: Picture, partition: relupath.Partition) -> Explanation:
     """The picture explained, with a tree of two levels."""
-    return runs.explain(classifier, picture, plan=runs.Plan(partition=getattr(relupath, partition), tree=(2, 4)))
+    return runs.explain(classifier, picture, plan=runs.Plan(partition=partition, tree=(2, 4)))
 
 
 def main() -> None:
     """Explain every picture, print the medians, and draw."""
-    parser = asked.parser(__doc__, 32)
-    parser.add_argument("--output", type=Path, help="a folder for the plot and one figure a picture, which shows it")
-    parser.add_argument("--partition", choices=("neurons", "channels", "locations"), default="neurons")
-    parser.add_argument("--bare", action="store_true", help="leave the pictures out of the figures")
-    options = parser.parse_args()
-    classifier, pictures = asked.given(options)
-    rows = []
-    for picture in tqdm(pictures, file=sys.stderr):
-        explanation = explained(classifier, picture, options.partition)
-        rows.append(measured(explanation))
-        if options.output:
-            options.output.mkdir(parents=True, exist_ok=True)
-            draw.save(draw.figure(explanation, bare=options.bare), options.output / f"{Path(picture.name).stem}.png")
-    found = {"model": classifier.name, "partition": options.partition, "medians": medians(rows), "rows": rows}
+    options = asked.drawing_parser(__doc__).parse_args()
+    name, rows = asked.drawn(options, explained, measured)
+    found = {"model": name, "partition": options.partition, "medians": medians(rows), "rows": rows}
     print(f"the leaves of a tree sum to the logit within {found['medians']['tree_error']:.1e}")
     print(f"{'layers':<8}" + "".join(f"{title:>32}" for title in PLOTS.values()))
     for k in range(len(found["medians"]["held"])):

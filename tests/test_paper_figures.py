@@ -96,7 +96,7 @@ def test_figure_2_knows_in_which_parts_the_two_classes_differ():
 
 def test_figure_3_gives_the_rows_checked_in(classifier, pictures):
     for picture, want in zip(pictures[:2], expected("figure3")["rows"], strict=False):
-        got = figure3.measured(figure3.explained(classifier, picture, "neurons"))
+        got = figure3.measured(figure3.explained(classifier, picture, neurons))
         assert got["tree_error"] < 1e-5
         assert got["layers"] == want["layers"]
         assert np.log(got["held"]) == pytest.approx(np.log(want["held"]), abs=0.02)
