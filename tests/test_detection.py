@@ -821,6 +821,7 @@ DRESSED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
     "as_tensor": (lambda h: torch.as_tensor(h) * 2, lambda h: h * 2),
     "a subclass of Tensor": (lambda h: (h.as_subclass(Own) * 2).as_subclass(Tensor), lambda h: h * 2),
     "out": (lambda h: torch.add(h, 1, out=torch.empty_like(h)), lambda h: h + 1),
+    "out, empty": (lambda h: torch.cat([h, h[:, :1]], 1, out=torch.empty(0, dtype=h.dtype))[:, :-1], lambda h: h * 1),
     "no_grad": (lambda h: torch.no_grad()(F.relu)(h), by_hand),
     "inference mode": (lambda h: torch.inference_mode()(F.relu)(h), by_hand),
     "a device": (lambda h: _under(torch.device("cpu"), h), by_hand),

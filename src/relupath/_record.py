@@ -123,9 +123,11 @@ class Recorder(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if kwargs and isinstance(kwargs.get("out"), Tensor) and not isinstance(func, torch._ops.OpOverload):
             rest = {key: value for key, value in kwargs.items() if key != "out"}
-            written = self.__torch_function__(func, types, args, rest)
-            self.__torch_function__(torch.Tensor.copy_, types, (kwargs["out"], written))
-            return kwargs["out"]
+            written, out = self.__torch_function__(func, types, args, rest), kwargs["out"]
+            if out.numel() == 0:
+                out.resize_(written.shape)  # as torch does
+            self.__torch_function__(torch.Tensor.copy_, types, (out, written))
+            return out
         call = Call(func, args, kwargs or {}, self.choices.carry)
         rule = rule_of(call)
         mutates = call.mutates
