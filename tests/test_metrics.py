@@ -93,6 +93,86 @@ def test_longer_steps_meet_some_points_of_the_curve(network, pictures, maps, row
     assert_close(longer.area, sum(between))
 
 
+def along(score, height=224):
+    """A network whose score of class 0 is a function of the share of pixels that are there, a list of the sizes of its
+    batches, a column of ones, and the order of its pixels.
+    """
+    sizes = []
+
+    def model(x):
+        sizes.append(len(x))
+        p = score(x.mean((1, 2, 3)))
+        return torch.stack([p.log(), (1 - p).log()], 1)
+
+    return model, sizes, torch.ones(1, 1, height, 1, dtype=torch.float64), torch.arange(height)[None]
+
+
+SMOOTH = {
+    "sigmoid": lambda t: torch.sigmoid(20 * (t - 0.37)),
+    "bell": lambda t: 0.01 + 0.9 * torch.exp(-(((t - 0.6) / 0.1) ** 2)),
+    "early": lambda t: 0.01 + 0.98 * t**8,
+    "root": lambda t: 0.01 + 0.98 * t.sqrt(),
+    "waves": lambda t: 0.5 + 0.2 * torch.sin(9 * t),
+}
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_with_a_tolerance_fewer_points_are_run_and_the_area_is_within_it(name, tolerance):
+    model, sizes, x, order = along(SMOOTH[name])
+    full = metrics.deletion(model, x, 0, order)
+    assert sum(sizes) == 225
+    sizes.clear()
+    curve = metrics.deletion(model, x, 0, order, tolerance=tolerance)
+    assert sum(sizes) == int(curve.run.sum()) < 225 / 2
+    assert float((curve.area - full.area).abs()) < tolerance
+    assert_close(curve.scores[curve.run], full.scores[curve.run])
+
+
+def test_a_finer_tolerance_runs_more_points_and_more_of_them_where_the_score_moves():
+    model, _, x, order = along(SMOOTH["sigmoid"])
+    coarse, fine = (metrics.deletion(model, x, 0, order, tolerance=t).run[0] for t in (1e-3, 1e-5))
+    assert (coarse <= fine).all()
+    assert coarse.sum() < fine.sum()
+    moving, level = slice(100, 180), slice(0, 80)  # of the pixels .37 are left at point 141
+    assert fine[moving].sum() > 2 * fine[level].sum()
+    assert int(coarse[level].sum()) == 3, "every 32nd, where nothing moves"
+
+
+def test_between_the_points_that_were_run_scores_are_on_a_line():
+    model, _, x, order = along(SMOOTH["bell"])
+    curve = metrics.deletion(model, x, 0, order, tolerance=1e-3)
+    at = curve.run[0].nonzero()[:, 0]
+    line = np.interp(np.arange(225), at.numpy(), curve.scores[0, at].numpy())
+    assert_close(curve.scores[0], torch.from_numpy(line))
+    assert_close(curve.area[0], torch.trapezoid(curve.scores[0, at], at.double() / 224))
+
+
+@pytest.mark.parametrize("measure", [metrics.insertion, metrics.deletion])
+def test_with_no_tolerance_left_every_point_is_run(measure):
+    x, m = torch.randn(2, 2, 3, 40, 5, dtype=torch.float64)
+    net = randomise(nn.Sequential(nn.Flatten(), nn.Linear(600, 9), nn.ReLU(), nn.Linear(9, 3)), 2)
+    order = metrics.ranks(m)
+    full = measure(net, x, [1, 2], order, rows=1)
+    assert full.run.all()
+    none, tiny = (measure(net, x, [1, 2], order, 7, tolerance=tolerance) for tolerance in (0, 1e-12))
+    for curve in (none, tiny):
+        assert curve.run.all()
+        assert_close(curve.scores, full.scores)
+
+
+def test_with_a_tolerance_pictures_together_are_as_apart():
+    x, m = torch.randn(2, 3, 1, 100, 4, dtype=torch.float64)
+    net = randomise(nn.Sequential(nn.Flatten(), nn.Linear(400, 9), nn.ReLU(), nn.Linear(9, 3)), 2)
+    order = metrics.ranks(m)
+    together = metrics.insertion(net, x, 1, order, batch=4, tolerance=1e-3)
+    assert len({*together.run.sum(1).tolist()}) > 1, "each picture has its own points"
+    for b in range(3):
+        alone = metrics.insertion(net, x[b : b + 1], 1, order[b : b + 1], tolerance=1e-3)
+        assert torch.equal(alone.run[0], together.run[b])
+        assert_close(alone.scores[0], together.scores[b])
+
+
 def test_the_authors_order_is_the_union_of_the_channels(maps):
     """After step s the pixels that changed are those among the first s * width of any channel."""
     order = metrics.channel_ranks(maps)
@@ -243,6 +323,10 @@ def test_intervals_hold_the_true_mean_about_as_often_as_they_say():
 FLAT = torch.zeros(1, 30, dtype=torch.long)
 
 
+def within(tolerance):
+    return metrics.insertion(nn.Flatten().eval(), torch.zeros(1, 1, 6, 5), 0, FLAT, tolerance=tolerance)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "sentence"),
     [
@@ -251,6 +335,8 @@ FLAT = torch.zeros(1, 30, dtype=torch.long)
         (lambda: metrics.ranks(torch.zeros(0, 2, 2)), InputError, "maps have shape"),
         (lambda: metrics.deletion(nn.Flatten().eval(), torch.zeros(1, 1, 6, 5), 0, FLAT[:, :4]), InputError, "order"),
         (lambda: metrics.deletion(nn.Flatten().eval(), torch.zeros(1, 1, 6, 5), 0, FLAT, 0), InputError, "batch"),
+        (lambda: within(-0.1), InputError, "a tolerance is an area, at least 0.*got -0.1"),
+        (lambda: within(float("nan")), InputError, "a tolerance is an area, at least 0.*got nan"),
         (lambda: metrics.deletion(nn.Flatten().eval(), torch.zeros(1, 1, 6, 5), 30, FLAT), TargetError, "30 classes"),
         (
             lambda: metrics.deletion(nn.Flatten().eval(), torch.zeros(1, 1, 6, 5), [1, 2], FLAT),
