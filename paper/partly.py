@@ -15,6 +15,7 @@ library's.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
+from itertools import islice
 
 import captum.attr
 import torch
@@ -33,6 +34,8 @@ Start = Callable[[Tensor], Tensor]
 ZERO, BLUR = torch.zeros_like, metrics.blur
 PICTURES = 64
 """From each start."""
+AT_ONCE = 16
+"""Partial pictures in one batch: from this many on, one thread has its fast kernels for convolutions of 1 x 1."""
 NARROW, WIDE = 0.7, 1.0
 """Standard deviations of the Gaussian by which our maps and the peers' are smoothed, in 32nds of the height."""
 ORDERS = 6
@@ -80,11 +83,12 @@ def field(model: nn.Module, usual: Mapping[str, peers.Method]) -> dict[str, peer
     at_zero = once(usual["Integrated Gradients"])
     at_blur = once(from_blur(partial(peers.in_batches, captum.attr.IntegratedGradients(net).attribute)))
     found: dict[str, peers.Method] = {
+        "Integrated Gradients": at_zero,
         "Integrated Gradients, from blur": at_blur,
         "Integrated Gradients, both starts": lambda x, c: at_zero(x, c) + at_blur(x, c),
     }
     again = ("Input x Gradient", "LRP, epsilon-plus", "LRP, gamma-box")
-    bases = {"Integrated Gradients": at_zero, **{name: usual[name] for name in again}, **found}
+    bases = {**{name: usual[name] for name in again}, **found}
     found |= {f"{name}, smoothed": _smooth(maps, WIDE) for name, maps in bases.items()}
     found |= _shapley(captum.attr.ShapleyValueSampling(net).attribute)
     covered = captum.attr.Occlusion(net).attribute
@@ -105,8 +109,17 @@ def seen(x: Float[Tensor, "B C H W"], start: Start) -> Iterator[Tensor]:
 def averaged(model: nn.Module, weigh: Ours, start: Start, frozen: relupath.Frozen, c: Tensor) -> Tensor:
     """The maps of one kind of linear model, whose weights ``weigh`` gives, from one start."""
     x = frozen.inputs[0].output
-    weights = sum((weigh(relupath.freeze(model, z), c) for z in seen(x, start)), torch.zeros_like(x))
+    weights, some = torch.zeros_like(x), max(1, AT_ONCE // len(x))
+    for group in batched(seen(x, start), some):
+        of_all = weigh(relupath.freeze(model, torch.cat(group)), c.repeat(len(group)))
+        weights += of_all.view(-1, *x.shape).sum(0)
     return weights / PICTURES * (x - start(x))
+
+
+def batched(pictures: Iterator[Tensor], count: int) -> Iterator[list[Tensor]]:
+    """Some at a time, in their order."""
+    while group := [*islice(pictures, count)]:
+        yield group
 
 
 def whole(frozen: relupath.Frozen, c: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 import partly
 import peers
+import steps
 import table
 from nets import randomise
 from relupath import Mass, Selective, channels, freeze, metrics, neurons
@@ -95,6 +96,8 @@ def test_records_of_other_steps_are_refused(task, tmp_path):
         table.filled(task, path, 2, NAMES, 1)
     with pytest.raises(UsageError, match="another number of orders"):
         table.filled(replace(task, orders=SUMMED), path, 2, NAMES, 1, rows=4)
+    with pytest.raises(UsageError, match="a tolerance of None"):
+        table.filled(task, path, 2, NAMES, 1, rows=4, tolerance=0.001)
 
 
 def test_longer_steps_and_one_order_are_as_they_say(task):
@@ -109,6 +112,54 @@ def test_longer_steps_and_one_order_are_as_they_say(task):
         ]
         assert record["areas"]["Saliency"] == pytest.approx([float(area) for area in areas], rel=1e-5)
         assert {len(areas) for areas in record["areas"].values()} == {2}
+
+
+def test_a_tolerance_is_passed_on_and_written_down(task, tmp_path, monkeypatch):
+    given = []
+    for name in ("insertion", "deletion"):
+        measure = getattr(metrics, name)
+        monkeypatch.setattr(
+            metrics, name, lambda *a, m=measure, **more: (given.append(more["tolerance"]), m(*a, **more))[1]
+        )
+    (record,) = table.filled(task, tmp_path / "some.jsonl", 1, ["mass"], 1, tolerance=0.25).values()
+    assert record["tolerance"] == 0.25
+    assert given == [0.25] * 4
+
+
+def test_partial_pictures_are_run_together_as_apart(model, monkeypatch):
+    x, c = torch.randn(3, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 3, 1])
+    frozen = freeze(model, x)
+    together = partly.averaged(model, partly.whole, partly.BLUR, frozen, c)
+    apart = sum(partly.whole(freeze(model, z), c) for z in partly.seen(x, partly.BLUR)) / partly.PICTURES
+    assert torch.allclose(together, apart * (x - metrics.blur(x)))
+
+
+def test_quick_convolutions_are_equal_to_round_off():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1, stride=2), nn.Flatten()).eval()
+    x = torch.randn(2, 3, 9, 9)
+    quick = table.with_quick_ones(net)
+    assert not isinstance(quick[2], nn.Conv2d)
+    assert isinstance(net[2], nn.Conv2d), "the network itself stays as it is"
+    with torch.no_grad():
+        assert torch.allclose(quick(x), net(x), atol=1e-5)
+
+
+def test_what_a_tolerance_costs_is_told_of_each_measure(task):
+    none = steps.compared(task, [3, 4], NAMES, 0.0)
+    assert none.shape == (2, len(NAMES), 2, 2)
+    assert not none[0].any()
+    assert (none[1] == 9).all(), "every point of eight rows is run"
+    less, run = torch.tensor([[[[0.1, -0.3]], [[0.2, 0.1]]], [[[4, 6]], [[5, 5]]]], dtype=torch.float64)
+    found = steps.summary(torch.stack([less, run]).repeat(1, 1, 2, 1))
+    assert found["insertion"] == found["deletion"]
+    assert found["insertion"] == {
+        "mean_size_of_difference": pytest.approx(0.175),
+        "largest_difference": pytest.approx(0.3),
+        "mean_difference": pytest.approx(0.025),
+        "largest_of_a_methods_mean": pytest.approx(0.15),
+        "points_run": 5,
+        "most_points_run": 6,
+    }
 
 
 def test_records_of_other_images_are_refused(task, tmp_path):
@@ -243,7 +294,7 @@ def test_a_photo_gives_the_areas_in_the_records(data, unchecked):
     want = table.read(EXPECTED.parent / "records-squeezenet.jsonl")[1]
     task = table.of_squeezenet(data / "imagenet", data / "squeezenet1_0_imagenet.safetensors")
     names = ["Input x Gradient", "Mass, share 0.9, all layers"]
-    (found,) = table.measured(task, [1], names, want["rows"])
+    (found,) = table.measured(task, [1], names, want["rows"], want.get("tolerance"))
     assert (found["image"], found["class"]) == (want["image"], want["class"])
     for name in names:
         assert found["areas"][name] == pytest.approx(want["areas"][name], abs=0.003)
