@@ -173,8 +173,10 @@ def test_a_cut_the_other_class_and_a_reload(visit, frozen):
     page.locator(".after table").wait_for()
     path = relupath.decompose(frozen, partition=channels).children[0].path
     after = relupath.ablate(frozen, path).output[0].softmax(0)
-    shown = page.locator(".after tbody tr", has_text="A & B").locator("td").nth(1).inner_text()
-    assert shown.startswith("> 99.9" if after[7] > 0.9995 else f"{100 * after[7]:.1f}")
+    cells = page.locator(".after tbody tr", has_text="A & B").locator("td").all_inner_texts()
+    assert cells[3].startswith("> 99.9" if after[7] > 0.9995 else f"{100 * after[7]:.1f}")
+    logits = frozen.output[0, 7].item(), relupath.ablate(frozen, path).output[0, 7].item()
+    assert [number_in(cells[0]), number_in(cells[2])] == pytest.approx(logits, abs=0.01)
     page.get_by_role("button", name="Pin").click()
     idle(page)
     link, crumbs = page.url, page.locator(".crumbs").inner_text()
@@ -228,6 +230,56 @@ def test_the_keyboard_stays_where_a_person_has_gone_meanwhile(visit):
     idle(page)
     page.keyboard.type(".14:c13")
     assert page.get_by_label("layer:unit").or_(page.get_by_placeholder("layer:unit")).input_value() == "features.14:c13"
+
+
+def test_the_contrast_is_one_number_wherever_it_stands(visit):
+    page = visit()
+    page.locator(".strip .map.contrast").click()
+    idle(page)
+    figure = page.locator(".strip .map.contrast .number").inner_text()
+    one, other = (page.locator(f".strip .map.{role} .number").inner_text() for role in ("target", "against"))
+    _, printed, total, place = column(page, 1)
+    assert number_in(place.locator("header p").inner_text()) == total == number_in(figure)
+    assert round(number_in(one) - number_in(other), 2) == number_in(figure) == round(sum(printed), 2)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_arrow_keys_keep_the_row_in_sight(visit, width):
+    page = visit(width)
+    page.locator(".column .share").first.focus()
+    for key in ["ArrowRight"] * 4 + ["ArrowLeft"] * 3:
+        page.keyboard.press(key)
+        idle(page)
+        page.wait_for_function(
+            """() => { const row = document.activeElement.getBoundingClientRect();
+               const inside = document.querySelector(".columns").getBoundingClientRect();
+               return row.left >= inside.left - 1 && row.right <= inside.right + 1; }""",
+            timeout=3000,
+        )
+
+
+@pytest.mark.parametrize("width", [1280, 700, 400])
+def test_the_menu_is_whole_and_closes(visit, width):
+    page = visit(width)
+    menu, card = page.locator(".menu"), page.locator(".menu > div")
+    page.get_by_text("Share", exact=True).click()
+    box = card.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    assert menu.evaluate("m => [...m.querySelectorAll('button')].every((b) => b.scrollWidth <= b.clientWidth)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.keyboard.press("Escape")
+    assert menu.get_attribute("open") is None
+    page.get_by_text("Share", exact=True).click()
+    page.locator(".crumbs").click()
+    assert menu.get_attribute("open") is None
+
+
+def test_what_a_link_says_wrongly_is_as_usual(visit):
+    page = visit(more="#colours=constructor&width=9999&on=nothing&clip=x")
+    assert page.get_by_label("width").input_value() == "64"
+    assert page.locator(".strip .map.target").get_attribute("aria-pressed") == "true"
+    assert page.locator(".strip canvas").first.evaluate("c => c.width") > 1
 
 
 def test_keys_jumps_and_settings(visit, frozen):

@@ -221,6 +221,12 @@ function printedOf({ value, weight_part, bias }, scale) {
   return [whole, ...adding([weight_part, bias], whole, scale)];
 }
 
+/** The same of target, other class and contrast, which is the printed difference. @param {Row[]} rows @param {{factor: number, digits: number}} scale */
+function printedOfAll(rows, scale) {
+  const [target, against] = rows.map((row) => printedOf(row, scale));
+  return [target, against, target.map((number, i) => number - against[i])];
+}
+
 /** What the two parts of a value are, which a line may be broken between. @param {string} weights @param {string} bias */
 const partsOf = (weights, bias) => `weights\u00a0${weights}  bias\u00a0${bias}`;
 
@@ -253,7 +259,7 @@ const tables = new Map();
 function table(name) {
   const known = tables.get(name);
   if (known) return known;
-  const stops = (COLOURS[/** @type {keyof typeof COLOURS} */ (name)] ?? COLOURS.RdBu).stops;
+  const stops = COLOURS[/** @type {keyof typeof COLOURS} */ (Object.hasOwn(COLOURS, name) ? name : "RdBu")].stops;
   const parsed = stops.map((s) => [0, 2, 4].map((i) => parseInt(s.slice(i, i + 2), 16)));
   const made = new Uint8ClampedArray(511 * 3);
   for (let i = 0; i < 511; i++) {
@@ -432,6 +438,9 @@ function toLink(state) {
   return link.toString();
 }
 
+/** How many units of a level have a share of their own. @param {number} asked */
+const widthOf = (asked) => Math.max(1, Math.min(64, Math.round(asked) || DEFAULTS.width));
+
 /** @param {string} text @returns {Partial<State>} */
 function fromLink(text) {
   const link = new URLSearchParams(text);
@@ -447,6 +456,8 @@ function fromLink(text) {
       state[name] = whole ? (Number.isFinite(Number(value)) ? Number(value) : usual) : typeof usual === "boolean" ? value === "true" : value;
     } else state[name] = usual;
   }
+  state.width = widthOf(state.width);
+  if (!ROLES.includes(state.on)) state.on = DEFAULTS.on;
   return state;
 }
 
@@ -637,9 +648,9 @@ class RelupathView extends HTMLElement {
       this.keepFound();
       this.startStrip();
       await this.showColumns(turn, next);
+      this.message("");
       await Promise.all([this.showStrip(turn), this.showCut(turn), this.showPins(turn)]);
       if (turn !== this.turn) return;
-      this.message("");
       if (p.panels.bias.open) this.showBias(turn);
       setTimeout(() => turn === this.turn && this.check(turn), AT_REST);
     } catch (error) {
@@ -675,6 +686,7 @@ class RelupathView extends HTMLElement {
     p.after.hidden = true;
     p.view.toggleAttribute("data-old", keyOf(this.question("open")) !== this.shown);
     if (this.shown === undefined && this.hello?.adds) [p.view.hidden, p.empty.hidden] = [true, false];
+    this.pictures();
     this.fail(error);
   }
 
@@ -767,7 +779,7 @@ class RelupathView extends HTMLElement {
   pictures(shown) {
     const all = new Map([...(this.hello?.pictures ?? []).toReversed(), ...(shown ? [shown] : [])].map(({ id, name }) => [id, name]));
     const names = Object.fromEntries([...all].map(([id, name]) => [id, name.split(/[\\/]/).at(-1) ?? name]));
-    if (this.parts) choices(this.parts.pictures, names, shown?.id ?? "");
+    if (this.parts) choices(this.parts.pictures, names, shown?.id ?? this.state.picture);
   }
 
   /** @param {Score} score @param {Opened} opened */
@@ -828,7 +840,8 @@ class RelupathView extends HTMLElement {
     button.dataset.value = row ? String(row.value) : "";
     const [whole, weights, constants] = printed.map((number) => told(number, scale));
     value.textContent = row ? whole + times(scale) : "\u2013";
-    parts.textContent = row ? partsOf(weights, constants) : missing;
+    const nothing = row !== null && row.value === 0 && row.weight_part === 0 && role !== "contrast";
+    parts.textContent = nothing ? "nothing of it passes here" : row ? partsOf(weights, constants) : missing;
     canvas.setAttribute("aria-label", row ? `map of what the pixels add to ${title}: ${alone(row.value)}` : "no map");
   }
 
@@ -844,8 +857,7 @@ class RelupathView extends HTMLElement {
     /** @type {(Row | Share | null)[]} */
     const rows = ROLES.map((role, i) => asked ? asked[i] : role === this.state.on ? above?.children.find((c) => c.key === last) ?? null : null);
     const scale = scaleOf(rows.flatMap((row) => (row ? [row.value, row.weight_part] : [])));
-    const printed = rows.map((row) => (row ? printedOf(row, scale) : []));
-    if (asked) printed[2] = printed[0].map((number, i) => number - printed[1][i]);
+    const printed = asked ? printedOfAll(asked, scale) : rows.map((row) => (row ? printedOf(row, scale) : []));
     rows.forEach((row, i) => this.tell(ROLES[i], row, scale, printed[i]));
     await this.group("strip", rows.map((row, i) => ({ canvas: p.strip[ROLES[i]].canvas, map: row ? row.map : null })));
   }
@@ -970,7 +982,8 @@ class RelupathView extends HTMLElement {
     const axes = layers.length === 1 ? this.opened?.layers[layers[0]] : undefined, shape = axes ? ` of ${axes.join(" \u00d7 ")}` : "";
     const sum = children.reduce((total, c) => total + c.value, 0);
     const size = children.reduce((total, c) => total + Math.abs(c.value), Math.abs(node.value));
-    const adds = Math.abs(sum - node.value) <= 1e-4 * size, total = Math.abs(sum - node.value) < unitOf(scale) / 2 ? node.value : sum;
+    const whole = prefix.length === 0 && this.state.root === "" ? this.wholeAs(scale) : node.value;
+    const adds = Math.abs(sum - node.value) <= 1e-4 * size, total = Math.abs(sum - node.value) < unitOf(scale) / 2 ? whole : sum;
     const printed = adding(children.map((c) => c.value), total, scale);
     const items = children.map((share, i) => {
       const canvas = h("canvas", { class: "thumb", width: 1, height: 1, role: "img", "aria-label": share.map ? "its map" : "no map" });
@@ -986,7 +999,7 @@ class RelupathView extends HTMLElement {
       h("span", { class: "parts" }, share.kind === "bias" ? "constants, no map" : partsOf(told(weights, scale), told(constants, scale)))));
     });
     column.replaceChildren(
-      h("header", {}, h("h3", { title }, head), h("p", {}, `${told(node.value, scale)}${times(scale)} is the sum of`)),
+      h("header", {}, h("h3", { title }, head), h("p", {}, `${told(whole, scale)}${times(scale)} is the sum of`)),
       h("ol", {}, ...items),
       h("footer", { "data-sum": sum, "data-value": node.value, class: adds ? null : "wrong" },
         children.length === 0 ? "Here the path ends."
@@ -994,6 +1007,11 @@ class RelupathView extends HTMLElement {
     column.dataset.filled = "yes";
     column.setAttribute("aria-label", `shares on ${title}`);
     this.group(`column ${column.dataset.key}`, members);
+  }
+
+  /** What is taken apart, as the strip prints it. @param {{factor: number, digits: number}} scale */
+  wholeAs(scale) {
+    return printedOfAll(/** @type {Opened} */ (this.opened).rows, scale)[ROLES.indexOf(this.state.on)][0];
   }
 
   /** @param {string[]} prefix @param {string} key */
@@ -1014,22 +1032,23 @@ class RelupathView extends HTMLElement {
     if (turn !== this.turn) return;
     const scale = scaleOf([cut.value, cut.ablated, cut.without_path]);
     const after = new Map(cut.after.map((score) => [score.index, score]));
+    const logits = scaleOf([...cut.before, ...cut.after].map((score) => score.logit));
     const rows = cut.before.map((score) => {
-      const then = after.get(score.index);
-      const cell = (/** @type {number} */ p) => {
+      const cells = [score, after.get(score.index)].flatMap((one) => {
         const bar = h("span", { class: "bar" });
-        bar.style.setProperty("--share", String(p));
-        return h("td", {}, h("span", { class: "number" }, percent(p)), bar);
-      };
-      return h("tr", { class: score.index === cut.predicted ? "chosen" : null }, h("th", { scope: "row" }, score.name),
-        cell(score.probability), cell(then?.probability ?? 0));
+        bar.style.setProperty("--share", String(one?.probability ?? 0));
+        return [h("td", { class: "number" }, one ? told(one.logit, logits) : "\u2013"),
+          h("td", {}, h("span", { class: "number" }, one ? percent(one.probability) : "\u2013"), bar)];
+      });
+      return h("tr", { class: score.index === cut.predicted ? "chosen" : null }, h("th", { scope: "row" }, score.name), ...cells);
     });
+    const predicted = told(cut.without_path, scale), moved = predicted === told(cut.ablated, scale) ? "" : "; the rest is gates that move";
     p.after.replaceChildren(
       h("h2", { title: cut.cut }, `Without ${short(cut.cut)}`),
       h("p", { class: "numbers" },
         `${this.titles(opened)[this.state.on]} ${told(cut.value, scale)} \u2192 `, h("strong", {}, told(cut.ablated, scale)), times(scale),
-        ` (its share predicts ${told(cut.without_path, scale)}; the rest is gates that move)`),
-      h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "class"), h("th", { scope: "col" }, "before"), h("th", { scope: "col" }, "after"))), h("tbody", {}, ...rows)));
+        ` (its share predicts ${predicted}${moved})`),
+      h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "classes before and after" }, h("table", {}, h("thead", {}, h("tr", {}, ...["class", `logit before${times(logits)}`, "probability", "logit after", "probability"].map((head) => h("th", { scope: "col" }, head)))), h("tbody", {}, ...rows))));
   }
 
   /** Paths kept for comparison, on one scale. @param {number} turn */
@@ -1216,7 +1235,7 @@ class RelupathView extends HTMLElement {
     if (this.state.path[depth] !== key) await this.go({ path: [...this.state.path.slice(0, depth), key], cut: false });
     /** @type {HTMLElement | null | undefined} */
     const next = this.parts?.columns.children[depth + 1]?.querySelector("ol button"), at = focused(this);
-    if (at === from || at === null || at === document.body) next?.focus();  // else the person has gone elsewhere
+    if (at === from || at === null || at === document.body) next?.focus({ preventScroll: true });  // else the person has gone elsewhere
   }
 
   /** @param {HTMLElement} from */
@@ -1224,7 +1243,8 @@ class RelupathView extends HTMLElement {
     const column = from.closest(".column")?.previousElementSibling;
     /** @type {HTMLElement | null | undefined} */
     const row = column?.querySelector('button[aria-expanded="true"]');
-    row?.focus();
+    row?.focus({ preventScroll: true });
+    row?.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
   /** Jump to `layer:unit`. @param {string} text */
@@ -1243,17 +1263,22 @@ class RelupathView extends HTMLElement {
     }
   }
 
-  pin() {
-    const { pins } = this.state, pin = keyOf(this.question("node"));
-    this.say("pinned");
-    return this.go({ pins: pins.includes(pin) ? pins : [...pins, pin].slice(-12) });
+  async pin() {
+    const { pins } = this.state, question = this.question("node"), pin = keyOf(question);
+    try {
+      await this.ask(question);
+      this.say("pinned");
+      await this.go({ pins: pins.includes(pin) ? pins : [...pins, pin].slice(-12) });
+    } catch (error) {
+      this.fail(error);
+    }
   }
 
   /** @param {File | null | undefined} file */
   async upload(file) {
     if (!file || !this.host.upload) return;
     this.busy(true);
-    this.message(`Reading ${file.name}\u2026`);
+    this.say(`Reading ${file.name}\u2026`);
     try {
       const { picture } = await this.host.upload(file);
       await this.showPicture(picture);
@@ -1329,8 +1354,15 @@ class RelupathView extends HTMLElement {
       });
       context.font = "24px system-ui, sans-serif";
       context.fillText(this.trail(), gap, 44, width - 2 * gap);
+      context.fillText(this.caption(), gap, side + 240, width - 2 * gap);
     };
     return { width, height, draw };
+  }
+
+  /** Of which photo maps are, and where their colours end. */
+  caption() {
+    const p = /** @type {NonNullable<typeof this.parts>} */ (this.parts), name = this.opened?.picture.name.split(/[\\/]/).at(-1) ?? "";
+    return `${name}; colours from ${p.low.textContent} to ${p.high.textContent}; ${p.clipped.textContent}`;
   }
 
   trail() {
@@ -1360,6 +1392,7 @@ class RelupathView extends HTMLElement {
     add("rect", { width, height, fill: this.dark() ? "#17171c" : "#fff" });
     const words = { "font-family": "system-ui, sans-serif", fill: ink };
     add("text", { x: 40, y: 44, "font-size": 24, ...words }, this.trail());
+    add("text", { x: 40, y: 800, "font-size": 24, ...words }, this.caption());
     ROLES.forEach((role, i) => {
       const { canvas, name, value, parts } = /** @type {NonNullable<typeof p>} */ (p).strip[role], x = 40 + i * 600;
       add("image", { x, y: 110, width: 560, height: 560, preserveAspectRatio: "xMidYMin meet", "image-rendering": "pixelated", href: canvas.toDataURL() });
@@ -1426,7 +1459,7 @@ class RelupathView extends HTMLElement {
       another: h("input", { list: `relupath-classes-${mine}`, placeholder: "another class", "aria-label": "compare with another class", onchange: () => { if (p.another.value) this.other(p.another.value); p.another.value = ""; } }),
       partition: h("select", { onchange: () => set({ partition: p.partition.value.replace("N", p.partition.value === "axis:N" ? "3" : "8") }) }),
       count: h("input", { type: "number", min: 1, onchange: () => set({ partition: p.partition.value.replace("N", String(Math.max(1, Math.round(Number(p.count.value)) || 1))) }) }),
-      width: h("input", { type: "number", min: 1, max: 64, onchange: () => set({ width: Math.max(1, Math.min(64, Math.round(Number(p.width.value)) || 6)) }) }),
+      width: h("input", { type: "number", min: 1, max: 64, onchange: () => set({ width: widthOf(Number(p.width.value)) }) }),
       layers: h("input", { placeholder: "all, or every:2", spellcheck: "false", onchange: () => set({ layers: p.layers.value.trim() || null }) }),
       search: h("select", { onchange: () => { this.planned = { search: p.search.value, numbers: {} }; this.numbersOf(); } }), numbers: h("div", { class: "fields" }),
       legend: h("canvas", { width: 511, height: 1, role: "img", "aria-label": "colours from against to for" }), low: h("span", { class: "number" }), high: h("span", { class: "number" }), clipped: h("span", { class: "quiet" }),
@@ -1449,7 +1482,7 @@ class RelupathView extends HTMLElement {
       help: h("dialog", { "aria-label": "keys" }), copied: h("dialog", { "aria-label": "text to copy" }), text: h("textarea", { rows: 12, readonly: true, "aria-label": "text to copy" }),
     };
     const menu = (/** @type {string} */ text, /** @type {() => void} */ run) => h("button", { type: "button", onclick: () => { run(); save.open = false; } }, text);
-    const save = h("details", { class: "menu" }, h("summary", {}, "Share"), h("div", {},
+    const save = h("details", { class: "menu", onkeydown: (/** @type {KeyboardEvent} */ e) => { if (e.key === "Escape") { save.open = false; save.querySelector("summary")?.focus(); } } }, h("summary", {}, "Share"), h("div", {},
       this.host.linked ? menu("Copy link", () => this.copy(location.href, "link copied")) : null, menu("Copy as Python", () => this.copy(this.python(), "Python copied")),
       menu("Save PNG", () => this.save(this.picture("png"), "png")), menu("Save SVG", () => this.save(this.picture("svg"), "svg")), menu("Save JSON", () => this.save(this.numbers(), "json"))));
     const { units, colours, search, bias } = p.panels;
@@ -1483,6 +1516,7 @@ class RelupathView extends HTMLElement {
       h("header", { class: "top" }, h("h1", {}, "relupath"), p.pictures, p.model, h("span", { class: "space" }), p.jump, p.units, p.names, p.scene, p.upload, p.file, save,
         h("button", { type: "button", "aria-label": "keys", onclick: () => p.help.showModal() }, "?")),
       p.alert, p.empty, p.view, p.status, p.help, p.copied);
+    this.addEventListener("click", (event) => { if (!event.composedPath().includes(save)) save.open = false; });
     if (this.host.upload) {
       const dragged = (/** @type {DragEvent} */ event, /** @type {boolean} */ over) => {
         if (!event.dataTransfer?.types.includes("Files")) return;
