@@ -23,7 +23,7 @@ import relupath
 from relupath import cli
 from relupath import report as module
 from relupath._asked import Question
-from relupath._html import adding, number
+from relupath._html import adding, number, places
 from relupath.errors import UsageError
 from relupath.explorer import Explorer
 from relupath.images import Picture
@@ -57,7 +57,7 @@ EXTENT = module.Extent(depth=2, width=2)
 
 @pytest.fixture(scope="module")
 def made():
-    again = module.Again("relupath explore a.png")
+    again = module.Again("relupath report a.png")
     return module.report(network(), PICTURE, (1, 0), EXTENT, again)
 
 
@@ -98,7 +98,7 @@ def embedded(html: str):
 
 def test_the_answers_are_those_of_the_explorer_under_the_keys_that_the_page_makes(made):
     data = embedded(made.to_html())
-    assert data["command"] == "relupath explore a.png"
+    assert data["command"] == "relupath report a.png"
     state = data["state"]
     assert (state["target"], state["against"], state["width"]) == (1, 0, 2)
     explorer = Explorer(network(), side=20)
@@ -172,6 +172,26 @@ def test_the_shares_in_the_tables_add_up_to_the_logit_as_they_are_printed(made):
             children[depth] = children.get(depth, Decimal()) + total
         assert all(children[deep] == totals[deep - 1] for deep in children if deep)
         del reader.rows[: start + len(rows)]
+
+
+def test_the_difference_of_two_logits_is_one_number_wherever_it_stands():
+    logits = relupath.freeze(network().model, to_tensor(PICTURE.image)[None]).output[0].double()
+    digits = [places([*pair, pair[0] - pair[1]]) for pair in itertools.permutations(logits.tolist(), 2)]
+    pairs = zip(itertools.permutations(range(len(logits)), 2), digits, strict=True)
+    one, other = next(  # rounded alone the difference would be another number
+        (a, b)
+        for (a, b), d in pairs
+        if logits[a] > logits[b] and round(logits[a].item(), d) - round(logits[b].item(), d)
+        != pytest.approx(round((logits[a] - logits[b]).item(), d), abs=10 ** -(d + 1))
+    )  # fmt: skip
+    html = module.report(network(), PICTURE, (one, other), EXTENT, module.Again()).to_html()
+    words = " ".join(re.sub("<[^>]*>", "", html.partition("<relupath-view")[0]).split())
+    rows = Reader(html).rows
+    said = tuple(re.search(rf"{what} (\d[\d.]*\d)", words)[1] for what in ("differ by", "The difference is"))
+    table = next(row for row in rows if row[0] == "logit")
+    tree = rows[max(i for i, row in enumerate(rows) if row[0] == "share") + 1]
+    assert {*map(number_of, said)} == {number_of(table[3])} == {number_of(table[1]) - number_of(table[2])}
+    assert float(tree[1]) == pytest.approx(float(said[0]), abs=0.5 * 10 ** -len(tree[1].partition(".")[2]))
 
 
 def number_of(text):
@@ -308,7 +328,8 @@ def test_the_command_writes_the_file_and_all_numbers(place):
     assert numbers == data
     assert numbers["format"] == module.FORMAT
     assert numbers["state"]["target"] == 1
-    assert numbers["command"] == "relupath explore photo.png --model=net.py:make --labels=names.txt"
+    said = "relupath report photo.png --depth=2 --model=net.py:make --target=bee --labels=names.txt --width=2"
+    assert numbers["command"] == said
     node = next(answer for answer in data["answers"].values() if answer["ask"] == "node")
     assert "relupath.models.load('net.py:make', labels='names.txt')" in node["python"]
 
@@ -363,6 +384,10 @@ def test_the_file_opens_from_disk_offline_and_shows_what_it_holds(shallow, tmp_p
         page.locator(".deeper code").wait_for()
         page.wait_for_selector("relupath-view:not([data-busy])")
         assert page.locator(".deeper code").inner_text() == shallow.command
+        page.get_by_role("button", name="Pin").click()
+        page.locator(".alert", has_text="Not in this file").wait_for()
+        assert page.locator(".tray li").count() == 0
+        assert "pins=" not in page.url
         page.locator(".checked", has_text="add up").wait_for()
         page.locator("details.panel summary", has_text="Where the bias enters").click()
         page.locator(".biases .layers li").first.wait_for()

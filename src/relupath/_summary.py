@@ -98,6 +98,11 @@ class Told:
         """The whole linear model for each role."""
         return {row["role"]: row for row in self.opened["rows"]}
 
+    def whole(self, role: str, digits: int) -> float:
+        """A logit as it is printed in so many decimal places; the contrast is the difference of what is printed."""
+        target, against = (round(float(self.rows[role]["value"]), digits) for role in ROLES[:2])
+        return {"target": target, "against": against, "contrast": target - against}[role]
+
     @cached_property
     def thirds(self) -> dict[str, list[float]]:
         """What the pixels of each ninth of the picture add."""
@@ -118,6 +123,14 @@ class Told:
             return f"{self._plain('target')} {MINUS} {self._plain('against')}"
         return str(self.opened[role]["name"])
 
+    @property
+    def digits(self) -> int:
+        """In how many decimal places the logits are printed."""
+        return places(self.rows[role]["value"] for role in ROLES)
+
+    def _told(self, role: str) -> str:
+        return number(self.whole(role, self.digits), self.digits)
+
     def _name(self, role: str) -> str:
         return f"<b>{text(self._plain(role))}</b>"
 
@@ -135,11 +148,12 @@ class Told:
                 f"report is about {self._name('target')} ({_percent(target)}) beside {self._name('against')} "
                 f"({_percent(other)})."
             )
-        gap = target["logit"] - other["logit"]
+        gap, digits = target["logit"] - other["logit"], self.digits
         winner = self._name("target" if gap >= 0 else "against")
         yield (
             f"Between these two alone the odds are {_odds(abs(gap))} for {winner}: their logits, "
-            f"{number(target['logit'])} and {number(other['logit'])}, differ by {number(abs(gap))}. These are the "
+            f"{self._told('target')} and {self._told('against')}, differ by "
+            f"{number(abs(self.whole('contrast', digits)), digits)}. These are the "
             "network's own figures; how often it is right at such odds must be measured on labelled pictures."
         )
 
@@ -149,7 +163,8 @@ class Told:
             high, low = max(range(9), key=ninths.__getitem__), min(range(9), key=ninths.__getitem__)
             way, share = max(self._units(role), key=lambda one: float(one[1]["value"]), default=((), None))
             what = "The difference" if role == "contrast" else f"The logit of {self._name(role)}"
-            said = f"{what} is {number(row['value'])}, of which the pixels add {number(row['weight_part'])}"
+            pixels, _ = adding((row["weight_part"], row["bias"]), self.whole(role, self.digits), self.digits)
+            said = f"{what} is {self._told(role)}, of which the pixels add {number(pixels, self.digits)}"
             said += f": most in the {THIRDS[high]} of the picture ({number(ninths[high])})"
             said += f", least in the {THIRDS[low]} ({number(ninths[low])})."
             if share is not None and share["value"] > 0:
@@ -209,10 +224,9 @@ class Told:
     # --- tables
 
     def _ninths(self) -> str:
-        digits, columns = places(self.rows[role]["value"] for role in ROLES), {}
+        digits, columns = self.digits, {}
         for role in ROLES[:2]:
-            row = self.rows[role]
-            whole = round(row["value"], digits)
+            row, whole = self.rows[role], self.whole(role, self.digits)
             sums = adding((row["weight_part"], row["bias"]), whole, digits)
             columns[role] = [*adding(self.thirds[role], sums[0], digits), *sums, whole]
         return self._columns("part of the picture", [*THIRDS, "all pixels", "biases", "logit"], columns, digits)
@@ -236,7 +250,7 @@ class Told:
         root = self.ask({"ask": "node", "on": role})["node"]
         below = [*self._below(role)]
         digits = places([root["value"], *(share["value"] for _, share in below)])
-        values: dict[tuple[str, ...], float] = {(): round(root["value"], digits)}
+        values: dict[tuple[str, ...], float] = {(): self.whole(role, digits)}
         for above in dict.fromkeys(path[:-1] for path, _ in below):
             children = {path: share["value"] for path, share in below if path[:-1] == above}
             values |= zip(children, adding([*children.values()], values[above], digits), strict=True)

@@ -268,19 +268,20 @@ def report(photo: Path | None, output: Path | None, json_path: Path | None, quie
         click.echo(f"wrote {json_path}")
 
 
+_LOADED = {"weights": None, "labels": None, "device": "cpu", "dtype": "float32"}
+_USUAL = {"model": "creatures", "scene": None, "target": None, "against": None, "carry": None, **_LOADED,
+          "width": 6, "partition": "channels", "layers": None}  # fmt: skip
+
+
 def _command(photo: Path | None, options: dict[str, Any]) -> str:
-    """The command that explores the same."""
-    usual = {"model": "creatures", "scene": None, "carry": None, "weights": None, "labels": None, "device": "cpu"}
-    usual["dtype"] = "float32"
-    more = [f"--{key}={options[key]}" for key, value in usual.items() if options[key] != value]
-    return shlex.join(["relupath", "explore", *([photo.name] if photo else []), *more])
+    """The command that reports one level more of the same."""
+    own = [f"--{key}={options[key]}" for key, value in _USUAL.items() if options[key] != value]
+    return shlex.join(["relupath", "report", *([photo.name] if photo else []), f"--depth={options['depth'] + 1}", *own])
 
 
 def _code(options: dict[str, Any]) -> str:
     """The Python expression that loads the model."""
-    usual = {"weights": None, "labels": None, "device": "cpu", "dtype": "float32"}
-    given = {key: options[key] for key, value in usual.items() if options[key] != value}
-    more = [f"{key}={str(value)!r}" for key, value in given.items()]
+    more = [f"{key}={str(options[key])!r}" for key, value in _LOADED.items() if options[key] != value]
     return f"relupath.models.load({', '.join([repr(options['model']), *more])})"
 
 
@@ -299,10 +300,8 @@ def _plan(options: dict[str, Any]) -> Plan:
     if not options.get("tree") and (depth or width):
         raise UsageError("--tree-depth and --tree-width belong to --tree: give it too")
     tree = (depth or 2, width or 4) if options.get("tree") else None
-    where = options["layers"], options["depth"]
-    return relupath.runs.Plan(
-        strategy, partition, *where, options.get("ablate", False), tree, options.get("gap", False)
-    )
+    where = options["layers"], options["depth"], options.get("ablate", False)
+    return relupath.runs.Plan(strategy, partition, *where, tree, options.get("gap", False))
 
 
 def _loaded(photo: Path | None, options: dict[str, Any], progress: Callable[[str], None]) -> tuple[Classifier, Picture]:
@@ -350,7 +349,7 @@ def _classifier(options: dict[str, Any], progress: Callable[[str], None], notes:
     progress("loading torch and the model")
     if ":" in spec:
         click.echo(f"note: running code: {spec} is imported and called", err=True)
-    loaded = {key: options[key] for key in ("weights", "labels", "device", "dtype")}
+    loaded = {key: options[key] for key in _LOADED}
     classifier = replace(relupath.models.load(spec, **loaded), carry=options["carry"])
     for note in (*classifier.notes[":" in spec :], *notes):
         click.echo(f"note: {note}", err=True)

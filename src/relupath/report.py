@@ -69,7 +69,7 @@ class Again:
         picture: the Python expression of the picture; None means by its name.
     """
 
-    command: str = "relupath explore"
+    command: str = "relupath report"
     model: str | None = None
     picture: str | None = None
 
