@@ -20,7 +20,7 @@ ROWS = (1, 0)
 
 
 def main() -> None:
-    """Open a few shares and write the page as a picture of few colours."""
+    """Open a few shares and write the page as a picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("address")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images" / "explore.png")
@@ -37,7 +37,7 @@ def main() -> None:
         page.wait_for_timeout(1000)
         taken = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     with files.replacing(options.output) as draft:
-        taken.quantize(256, kmeans=4, dither=Image.Dither.NONE).save(draft, optimize=True)
+        taken.save(draft, optimize=True)
     print(f"{options.output}: {options.output.stat().st_size / 1000:.0f} kB")
 
 
