@@ -115,10 +115,10 @@ class Frozen:
         if gone in self.released:
             raise UnknownLayerError(f"layer {gone!r} was released: use the recording from before, or freeze again")
         names = [layer.name for layer in self.layers]
-        close = difflib.get_close_matches(str(name), names, n=3) or names[:3]
+        close = ", ".join(map(repr, difflib.get_close_matches(str(name), names, n=3) or names[:3]))
         asked = type(module).__name__ if name is None else name
         raise UnknownLayerError(
-            f"no hidden layer {asked!r} is recorded; {len(names)} are ({', '.join(map(repr, close)) or 'none'}). "
+            f"no hidden layer {asked!r} is recorded. Recorded: {len(names)}{', such as ' * bool(close)}{close}. "
             "Other modules' outputs are recorded when freeze(..., layers=[...]) names them"
         )
 
