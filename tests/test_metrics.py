@@ -129,6 +129,21 @@ def test_with_a_tolerance_fewer_points_are_run_and_the_area_is_within_it(name, t
     assert_close(curve.scores[curve.run], full.scores[curve.run])
 
 
+@pytest.mark.parametrize(("height", "rows"), [(32, 1), (224, 8), (9, 1)])
+def test_of_few_steps_enough_are_run_to_see_what_rises_and_falls(height, rows):
+    for score in (SMOOTH["bell"], lambda t: 0.1 + 0.8 * torch.sin(torch.pi * t) ** 2):  # both ends are level
+        model, _, x, order = along(score, height)
+        full = metrics.deletion(model, x, 0, order, rows=rows)
+        curve = metrics.deletion(model, x, 0, order, rows=rows, tolerance=1e-3)
+        assert float((curve.area - full.area).abs()) < 2e-3
+
+
+def test_scores_that_are_no_numbers_are_run_one_by_one():
+    model, _, x, order = along(lambda t: torch.where(t > 0.5, t, torch.nan), 40)
+    curve = metrics.deletion(model, x, 0, order, tolerance=1e-3)
+    assert curve.scores[0].isnan().tolist() == (curve.shares >= 0.5).tolist()
+
+
 def test_a_finer_tolerance_runs_more_points_and_more_of_them_where_the_score_moves():
     model, _, x, order = along(SMOOTH["sigmoid"])
     coarse, fine = (metrics.deletion(model, x, 0, order, tolerance=t).run[0] for t in (1e-3, 1e-5))

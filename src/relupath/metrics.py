@@ -23,8 +23,9 @@ WIDTH, SIGMA = 11, 5.0
 DRAWS = 2000
 AT_ONCE = {"cpu": 2**20}
 """Input numbers in one batch: on a processor more at once is slower, as every step then asks for new memory."""
-COARSE = 32
-"""With a tolerance, so many steps at first lie between two points at which the network is run."""
+COARSE, PIECES = 32, 7
+"""With a tolerance, at most so many steps at first lie between two points at which the network is run, and so many
+pieces at least lie between such points."""
 
 Network = Callable[[Tensor], Tensor]
 Classes = int | Sequence[int] | Int[Tensor, " B"]
@@ -116,10 +117,10 @@ def deletion(
         order: the place of every pixel, from ``ranks`` or ``channel_ranks``.
         batch: how many pictures are run at a time; None: as many small ones as are fast, few large ones.
         rows: how many rows' worth of pixels change in a step; the last step changes what is left.
-        tolerance: None runs the network at every step. Else it is run at every 32nd, and then in the middle of any
-            two such points as long as the area between them may be off by this much or more, which is told from how
-            far the score goes there and how it bends at their ends: an estimate, of each piece by itself. What a
-            score does between two points that are level, nobody sees.
+        tolerance: None runs the network at every step. Else it is run at every 32nd, in eight places at least, and
+            then in the middle of any two such points as long as the area between them may be off by this much or more,
+            which is told from how far the score goes there and how it bends at their ends: an estimate, of each piece
+            by itself. What a score does between two points that are level, nobody sees.
 
     Raises:
         InputError: the order does not fit the pictures, a batch or a step is empty, or the tolerance is negative.
@@ -248,7 +249,8 @@ def _curve(
             return _scores(model(torch.where(changed, finish[sample], start[sample])), wanted[sample])
 
     due = torch.zeros(samples, len(steps), dtype=torch.bool, device=start.device)
-    due[:, :: 1 if tolerance is None else COARSE] = due[:, -1] = True
+    stride = 1 if tolerance is None else min(COARSE, max(1, (len(steps) - 1) // PIECES))
+    due[:, ::stride] = due[:, -1] = True
     run, scores = torch.zeros_like(due), start.new_zeros(due.shape)
     while True:
         found = torch.cat([scored(*some.unbind(1)) for some in torch.split(due.nonzero(), batch)])
@@ -284,7 +286,8 @@ def _unsure(
         width, rise = shares[points].diff(), scores[sample, points].diff()
         turn = (rise / width).diff().abs()
         bend = torch.maximum(pad(turn, (0, 1)), pad(turn, (1, 0)))
-        wide = (width * (rise.abs() + bend * width) / 8 >= tolerance) & (points.diff() > 1)
+        sure = width * (rise.abs() + bend * width) / 8 < tolerance  # not where it is no number
+        wide = ~sure & (points.diff() > 1)
         middles[sample, (points[:-1] + points[1:])[wide] // 2] = True
     return middles
 
