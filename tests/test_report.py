@@ -191,6 +191,8 @@ def test_the_difference_of_two_logits_is_one_number_wherever_it_stands():
     table = next(row for row in rows if row[0] == "logit")
     tree = rows[max(i for i, row in enumerate(rows) if row[0] == "share") + 1]
     assert {*map(number_of, said)} == {number_of(table[3])} == {number_of(table[1]) - number_of(table[2])}
+    pixels = words.partition("The difference is")[2].partition("of which the pixels add ")[2].split()[0].rstrip(":")
+    assert number_of(pixels) == number_of(next(row for row in rows if row[0] == "all pixels")[3])
     assert float(tree[1]) == pytest.approx(float(said[0]), abs=0.5 * 10 ** -len(tree[1].partition(".")[2]))
 
 

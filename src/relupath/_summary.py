@@ -35,7 +35,7 @@ class Told:
         ask: gives the answers that the report holds.
         depth: how many levels of shares it holds.
         notes: sentences that a person should read.
-        command: shows more than the file holds.
+        command: shows one level more than the file holds.
     """
 
     frozen: Frozen
@@ -98,10 +98,21 @@ class Told:
         """The whole linear model for each role."""
         return {row["role"]: row for row in self.opened["rows"]}
 
-    def whole(self, role: str, digits: int) -> float:
-        """A logit as it is printed in so many decimal places; the contrast is the difference of what is printed."""
-        target, against = (round(float(self.rows[role]["value"]), digits) for role in ROLES[:2])
-        return {"target": target, "against": against, "contrast": target - against}[role]
+    def printed(self, role: str, digits: int) -> tuple[float, float, float]:
+        """A logit, and what the pixels and the biases add to it, in so many decimal places; they add up as printed.
+
+        Those of the contrast are differences of the other two, and coarser ones are those of the sentences, rounded.
+        """
+        fine = max(digits, self.digits)
+        if role == "contrast":
+            target, against = (self.printed(one, fine) for one in ROLES[:2])
+            value, pixels, biases = (one - other for one, other in zip(target, against, strict=True))
+        else:
+            row = self.rows[role]
+            value, pixels, biases = float(row["value"]), row["weight_part"], row["bias"]
+        whole = round(round(value, fine), digits)
+        first, second = adding((pixels, biases), whole, digits)
+        return whole, first, second
 
     @cached_property
     def thirds(self) -> dict[str, list[float]]:
@@ -125,11 +136,12 @@ class Told:
 
     @property
     def digits(self) -> int:
-        """In how many decimal places the logits are printed."""
-        return places(self.rows[role]["value"] for role in ROLES)
+        """In how many decimal places the logits are printed: four digits, or two of what they differ by."""
+        values = [self.rows[role]["value"] for role in ROLES]
+        return max(places(values), min(9, places(values[2:]) - 2))
 
     def _told(self, role: str) -> str:
-        return number(self.whole(role, self.digits), self.digits)
+        return number(self.printed(role, self.digits)[0], self.digits)
 
     def _name(self, role: str) -> str:
         return f"<b>{text(self._plain(role))}</b>"
@@ -153,17 +165,17 @@ class Told:
         yield (
             f"Between these two alone the odds are {_odds(abs(gap))} for {winner}: their logits, "
             f"{self._told('target')} and {self._told('against')}, differ by "
-            f"{number(abs(self.whole('contrast', digits)), digits)}. These are the "
+            f"{number(abs(self.printed('contrast', digits)[0]), digits)}. These are the "
             "network's own figures; how often it is right at such odds must be measured on labelled pictures."
         )
 
     def _speaks(self) -> Iterator[str]:
         for role in ROLES:
-            row, ninths = self.rows[role], self.thirds[role]
+            ninths = self.thirds[role]
             high, low = max(range(9), key=ninths.__getitem__), min(range(9), key=ninths.__getitem__)
             way, share = max(self._units(role), key=lambda one: float(one[1]["value"]), default=((), None))
             what = "The difference" if role == "contrast" else f"The logit of {self._name(role)}"
-            pixels, _ = adding((row["weight_part"], row["bias"]), self.whole(role, self.digits), self.digits)
+            _, pixels, _ = self.printed(role, self.digits)
             said = f"{what} is {self._told(role)}, of which the pixels add {number(pixels, self.digits)}"
             said += f": most in the {THIRDS[high]} of the picture ({number(ninths[high])})"
             said += f", least in the {THIRDS[low]} ({number(ninths[low])})."
@@ -217,7 +229,7 @@ class Told:
         grain = f" An entry of a map is the sum over {step} × {step} pixels." if step > 1 else ""
         yield (
             f"The file holds {self.depth} level{'s' * (self.depth > 1)} of the trees.{grain} To see more: "
-            f"<code>{text(self.command)}</code>"
+            f"<code>{text(self.command)}</code>. Other classes, cuts and searches: <code>relupath explore</code>."
         )
         yield from map(text, self.notes)
 
@@ -226,8 +238,7 @@ class Told:
     def _ninths(self) -> str:
         digits, columns = self.digits, {}
         for role in ROLES[:2]:
-            row, whole = self.rows[role], self.whole(role, self.digits)
-            sums = adding((row["weight_part"], row["bias"]), whole, digits)
+            whole, *sums = self.printed(role, digits)
             columns[role] = [*adding(self.thirds[role], sums[0], digits), *sums, whole]
         return self._columns("part of the picture", [*THIRDS, "all pixels", "biases", "logit"], columns, digits)
 
@@ -250,15 +261,16 @@ class Told:
         root = self.ask({"ask": "node", "on": role})["node"]
         below = [*self._below(role)]
         digits = places([root["value"], *(share["value"] for _, share in below)])
-        values: dict[tuple[str, ...], float] = {(): self.whole(role, digits)}
+        whole = self.printed(role, digits)
+        values: dict[tuple[str, ...], float] = {(): whole[0]}
         for above in dict.fromkeys(path[:-1] for path, _ in below):
             children = {path: share["value"] for path, share in below if path[:-1] == above}
             values |= zip(children, adding([*children.values()], values[above], digits), strict=True)
         rows: list[tuple[str, float, float, float]] = []
-        for path, share in [((), root), *below]:
+        rows.append((self._plain(role), *whole))
+        for path, share in below:
             pixels, biases = adding((share["weight_part"], share["bias"]), values[path], digits)
-            name = "\N{EM SPACE}" * len(path) + _called(share) if path else self._plain(role)
-            rows.append((name, values[path], pixels, biases))
+            rows.append(("\N{EM SPACE}" * len(path) + _called(share), values[path], pixels, biases))
         return table(("share", "value", "pixels", "biases"), rows, 400, digits)
 
     def _below(self, role: str, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

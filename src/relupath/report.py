@@ -64,12 +64,12 @@ class Again:
     """What gives the same again, for people.
 
     Attributes:
-        command: shows more than the file holds.
+        command: shows one level more than the file holds.
         model: the Python expression of the classifier; None means by its name.
         picture: the Python expression of the picture; None means by its name.
     """
 
-    command: str = "relupath report"
+    command: str = "relupath explore"
     model: str | None = None
     picture: str | None = None
 
@@ -81,7 +81,7 @@ class Report:
     Attributes:
         state: what is fixed in every question.
         answers: by ``Question.key()``.
-        command: shows more than the file holds.
+        command: shows one level more than the file holds.
         summary: for people, as HTML.
         tables: the numbers, as HTML.
     """

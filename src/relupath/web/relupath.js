@@ -221,10 +221,15 @@ function printedOf({ value, weight_part, bias }, scale) {
   return [whole, ...adding([weight_part, bias], whole, scale)];
 }
 
-/** The same of target, other class and contrast, which is the printed difference. @param {Row[]} rows @param {{factor: number, digits: number}} scale */
-function printedOfAll(rows, scale) {
-  const [target, against] = rows.map((row) => printedOf(row, scale));
-  return [target, against, target.map((number, i) => number - against[i])];
+/**
+ * The same of target, other class and contrast, so that the printed ones differ by the printed contrast: what is taken
+ * apart is rounded by itself, as in its column.
+ * @param {Row[]} rows @param {{factor: number, digits: number}} scale @param {string} on
+ */
+function printedOfAll(rows, scale, on) {
+  const [target, against, contrast] = rows.map((row) => printedOf(row, scale));
+  const less = (/** @type {number[]} */ other) => target.map((number, i) => number - other[i]);
+  return on === "against" ? [target, against, less(against)] : [target, less(contrast), contrast];
 }
 
 /** What the two parts of a value are, which a line may be broken between. @param {string} weights @param {string} bias */
@@ -648,7 +653,7 @@ class RelupathView extends HTMLElement {
       this.keepFound();
       this.startStrip();
       await this.showColumns(turn, next);
-      this.message("");
+      if (turn === this.turn) this.message("");
       await Promise.all([this.showStrip(turn), this.showCut(turn), this.showPins(turn)]);
       if (turn !== this.turn) return;
       if (p.panels.bias.open) this.showBias(turn);
@@ -857,7 +862,7 @@ class RelupathView extends HTMLElement {
     /** @type {(Row | Share | null)[]} */
     const rows = ROLES.map((role, i) => asked ? asked[i] : role === this.state.on ? above?.children.find((c) => c.key === last) ?? null : null);
     const scale = scaleOf(rows.flatMap((row) => (row ? [row.value, row.weight_part] : [])));
-    const printed = asked ? printedOfAll(asked, scale) : rows.map((row) => (row ? printedOf(row, scale) : []));
+    const printed = asked ? printedOfAll(asked, scale, this.state.on) : rows.map((row) => (row ? printedOf(row, scale) : []));
     rows.forEach((row, i) => this.tell(ROLES[i], row, scale, printed[i]));
     await this.group("strip", rows.map((row, i) => ({ canvas: p.strip[ROLES[i]].canvas, map: row ? row.map : null })));
   }
@@ -982,8 +987,7 @@ class RelupathView extends HTMLElement {
     const axes = layers.length === 1 ? this.opened?.layers[layers[0]] : undefined, shape = axes ? ` of ${axes.join(" \u00d7 ")}` : "";
     const sum = children.reduce((total, c) => total + c.value, 0);
     const size = children.reduce((total, c) => total + Math.abs(c.value), Math.abs(node.value));
-    const whole = prefix.length === 0 && this.state.root === "" ? this.wholeAs(scale) : node.value;
-    const adds = Math.abs(sum - node.value) <= 1e-4 * size, total = Math.abs(sum - node.value) < unitOf(scale) / 2 ? whole : sum;
+    const adds = Math.abs(sum - node.value) <= 1e-4 * size, total = Math.abs(sum - node.value) < unitOf(scale) / 2 ? node.value : sum;
     const printed = adding(children.map((c) => c.value), total, scale);
     const items = children.map((share, i) => {
       const canvas = h("canvas", { class: "thumb", width: 1, height: 1, role: "img", "aria-label": share.map ? "its map" : "no map" });
@@ -999,7 +1003,7 @@ class RelupathView extends HTMLElement {
       h("span", { class: "parts" }, share.kind === "bias" ? "constants, no map" : partsOf(told(weights, scale), told(constants, scale)))));
     });
     column.replaceChildren(
-      h("header", {}, h("h3", { title }, head), h("p", {}, `${told(whole, scale)}${times(scale)} is the sum of`)),
+      h("header", {}, h("h3", { title }, head), h("p", {}, `${told(node.value, scale)}${times(scale)} is the sum of`)),
       h("ol", {}, ...items),
       h("footer", { "data-sum": sum, "data-value": node.value, class: adds ? null : "wrong" },
         children.length === 0 ? "Here the path ends."
@@ -1007,11 +1011,6 @@ class RelupathView extends HTMLElement {
     column.dataset.filled = "yes";
     column.setAttribute("aria-label", `shares on ${title}`);
     this.group(`column ${column.dataset.key}`, members);
-  }
-
-  /** What is taken apart, as the strip prints it. @param {{factor: number, digits: number}} scale */
-  wholeAs(scale) {
-    return printedOfAll(/** @type {Opened} */ (this.opened).rows, scale)[ROLES.indexOf(this.state.on)][0];
   }
 
   /** @param {string[]} prefix @param {string} key */
@@ -1264,9 +1263,10 @@ class RelupathView extends HTMLElement {
   }
 
   async pin() {
-    const { pins } = this.state, question = this.question("node"), pin = keyOf(question);
+    const question = this.question("node"), pin = keyOf(question);
     try {
       await this.ask(question);
+      const { pins } = this.state;
       this.say("pinned");
       await this.go({ pins: pins.includes(pin) ? pins : [...pins, pin].slice(-12) });
     } catch (error) {
