@@ -9,6 +9,7 @@ import torch
 from captum.attr import LayerGradCam
 from torch import nn
 
+import asked
 import partly
 import peers
 import steps
@@ -298,3 +299,34 @@ def test_a_photo_gives_the_areas_in_the_records(data, unchecked):
     assert (found["image"], found["class"]) == (want["image"], want["class"])
     for name in names:
         assert found["areas"][name] == pytest.approx(want["areas"][name], abs=0.003)
+
+
+def test_the_table_on_squeezenet_is_made_of_its_records(data):
+    want = json.loads((EXPECTED.parent / "table-squeezenet.json").read_text())
+    task = table.of_squeezenet(data / "imagenet", data / "squeezenet1_0_imagenet.safetensors")
+    records = table.read(EXPECTED.parent / "records-squeezenet.jsonl")
+    setting = {"network": "squeezenet", "rows_a_step": 1, "tolerance": 0.001}
+    assert all(record["tolerance"] == 0.001 for record in records.values())
+    assert asked.rounded({**setting, **table.report(task, records, task.usual)}) == want
+
+
+def test_a_tolerance_moves_means_less_than_a_fifth_of_the_narrowest_interval():
+    found = json.loads((EXPECTED.parent / "steps-squeezenet.json").read_text())
+    rows = json.loads((EXPECTED.parent / "table-squeezenet.json").read_text())["orders"]["channels summed"]["methods"]
+    for measure, less in found["measures"].items():
+        widths = [row[measure]["high"] - row[measure]["low"] for row in rows.values()]
+        assert abs(less["mean_difference"]) < min(widths) / 5
+        assert less["mean_size_of_difference"] < 0.0025
+        assert less["points_run"] < 30
+
+
+def test_on_photos_partial_pictures_win_both_against_every_peer():
+    want = json.loads((EXPECTED.parent / "table-squeezenet.json").read_text())
+    part, name = want["orders"]["channels summed"], "W x, partial pictures"
+    assert {*part["chosen"].values()} == {name}
+    records = table.read(EXPECTED.parent / "records-squeezenet.jsonl")
+    told = {k: torch.tensor([r["areas"][k] for n, r in records.items() if n % 2]) for k in part["methods"]}
+    assert len(told[name]) == want["reported_on"]
+    for other in {*told} - {name}:
+        inserted, deleted = (interval(less) for less in (told[name] - told[other]).unbind(1))
+        assert inserted.low > 0 > deleted.high, other
