@@ -42,7 +42,7 @@ ORDERS = 6
 """In which Shapley sampling lets the pixels come: each is one pass of the network a pixel."""
 SLOW = (
     "Shapley sampling", "Occlusion", "LRP, gamma-box, partial pictures", "Mass, share 0.9, 1 layer, partial pictures",
-    "Mass for less against, share 0.9, 2 layers", "Mass for less against, share 0.9, all layers",
+    "Mass for less against, share 0.9, 2 layers", "Mass for less against, share 0.9, all layers", "BestFirst", "Exact",
 )  # fmt: skip
 """So begin the names of what is measured only where it is asked for."""
 WINDOW = (3, 5, 5)

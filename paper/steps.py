@@ -1,7 +1,7 @@
 r"""How far areas with a tolerance are from those of all steps, and how many passes of the network they take.
 
     python paper/steps.py --images FOLDER --weights squeezenet1_0.safetensors \
-        --output paper/expected/steps-squeezenet.json
+        --count 4 --output paper/expected/steps-squeezenet.json
 
 On the first photos of ``table.py``, in its order, with its maps and orders of the pixels: each curve is measured twice.
 """

@@ -174,6 +174,8 @@ def searches(
         found[_name("Mass locations", "share 0.9", depth)] = ours(relupath.Mass(0.9, depth), places)
     found["Greedy"] = ours(relupath.Greedy(), neurons)
     found["Beam"] = ours(relupath.Beam(8), neurons)
+    found["BestFirst"] = ours(relupath.BestFirst(), neurons)
+    found["Exact"] = ours(relupath.Exact(8), neurons)
     sets = {"Selective, width any": relupath.Selective(None), "Mass, share 0.9": relupath.Mass(0.9)}
     for word, reading in READINGS.items():
         found[f"W x, {word}"] = ours(None, neurons, reading)

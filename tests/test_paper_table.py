@@ -272,6 +272,23 @@ def test_slow_peers_come_near_in_deletion_only():
     assert found["first"][0]["areas"][name] == whole
 
 
+def test_paths_of_every_search_are_in_a_table_and_the_exact_ones_insert_no_better_than_a_beams():
+    found = json.loads((EXPECTED.parent / "table-cifar10-paths.json").read_text())
+    whole, part = (one["orders"]["channels summed"]["methods"] for one in (json.loads(EXPECTED.read_text()), found))
+    assert (found["chosen_on"], found["reported_on"]) == (500, 500)
+    assert all(part[name]["insertion"] == whole[name]["insertion"] for name in part.keys() & whole.keys())
+    assert part["Exact"]["insertion"]["low"] < part["Beam"]["insertion"]["mean"] < part["Exact"]["insertion"]["high"]
+    assert part["BestFirst"]["deletion"]["high"] < part["Exact"]["deletion"]["low"]
+
+
+def test_slow_paths_are_still_those_of_the_table(data, unchecked):
+    want = json.loads((EXPECTED.parent / "table-cifar10-paths.json").read_text())["first"][0]
+    task = table.of_cifar10(data / "cifar10" / "test.zip", data / "toycnn_cifar10.safetensors")
+    (found,) = table.measured(task, [want["number"]], ["BestFirst", "Exact"])
+    for name in ("BestFirst", "Exact"):
+        assert found["areas"][name] == pytest.approx(want["areas"][name], abs=0.003)
+
+
 def test_the_table_was_made_of_all_methods_on_two_halves():
     want = json.loads(EXPECTED.read_text())
     assert (want["chosen_on"], want["reported_on"]) == (500, 500)
