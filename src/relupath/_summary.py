@@ -69,10 +69,14 @@ class Told:
     def tables(self) -> str:
         """The numbers as tables."""
         opened = self.opened
-        best = [(s["name"], s["logit"], _percent(s)) for s in opened["best"]]
+        digits, roles = places(s["logit"] for s in opened["best"]), {opened[role]["index"]: role for role in ROLES[:2]}
+        best = [
+            (s["name"], self.printed(roles[s["index"]], digits)[0] if s["index"] in roles else s["logit"], _percent(s))
+            for s in opened["best"]
+        ]
         names = [self._plain(role) for role in ROLES]
         parts = [
-            ("The best classes", table(("class", "logit", "probability"), best, 400, places(s for _, s, _ in best))),
+            ("The best classes", table(("class", "logit", "probability"), best, 400, digits)),
             ("Where the pixels speak", self._ninths()),
             ("Where the biases enter", self._layers()),
         ]
@@ -101,12 +105,13 @@ class Told:
     def printed(self, role: str, digits: int) -> tuple[float, float, float]:
         """A logit, and what the pixels and the biases add to it, in so many decimal places; they add up as printed.
 
-        Those of the contrast are differences of the other two, and coarser ones are those of the sentences, rounded.
+        Those of the other class are the target's less the contrast's, as on the page, so that the three add up too.
+        Coarser ones are those of the sentences, rounded.
         """
         fine = max(digits, self.digits)
-        if role == "contrast":
-            target, against = (self.printed(one, fine) for one in ROLES[:2])
-            value, pixels, biases = (one - other for one, other in zip(target, against, strict=True))
+        if role == "against":
+            target, contrast = self.printed("target", fine), self.printed("contrast", fine)
+            value, pixels, biases = (one - other for one, other in zip(target, contrast, strict=True))
         else:
             row = self.rows[role]
             value, pixels, biases = float(row["value"]), row["weight_part"], row["bias"]
