@@ -258,6 +258,18 @@ def test_arrow_keys_keep_the_row_in_sight(visit, width):
         )
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_jumps_on_the_way_down(visit, width):
+    page = visit(width)
+    where = """() => [".strip", ".trail", ".columns"].map(
+        (place) => document.querySelector(place).getBoundingClientRect().y + scrollY)"""
+    before = page.evaluate(where)
+    for depth in range(1, 4):
+        page.locator(f".column:nth-child({depth}) .share").first.click()
+        idle(page)
+        assert page.evaluate(where) == pytest.approx(before, abs=1)
+
+
 @pytest.mark.parametrize("width", [1280, 700, 400])
 def test_the_menu_is_whole_and_closes(visit, width):
     page = visit(width)
