@@ -9,7 +9,7 @@ import re
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -22,6 +22,7 @@ import relupath
 from asserts import nodes
 from nets import Lambda, build, example, inputs, randomise
 from relupath import (
+    Greedy,
     Path,
     ablate,
     bias_sources,
@@ -106,6 +107,16 @@ def roles(frozen, target=None):
     return {"target": logit(t), "against": logit(p), "contrast": contrast(t, p)}
 
 
+def forked():
+    """As ``tiny``, but its last layer has a channel for every class, as SqueezeNet has."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 12, 3, stride=2), nn.ReLU(), nn.Conv2d(12, 5, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    return replace(tiny(), model=randomise(model, 0))
+
+
 # --- answers equal the library's ---
 
 
@@ -147,7 +158,7 @@ def test_a_recorded_network_of_any_form_is_told_with_what_goes_around(name):
     tree = decompose(frozen, roles(frozen)["target"], partition=channels, width=2).expand(2)
     kinds, todo = set(), [((), tree)]
     for path, node in todo:
-        said = one.answer({"ask": "node", "picture": key, "width": 2, "path": [*path]})
+        said = one.answer({"ask": "node", "picture": key, "layers": "all", "width": 2, "path": [*path]})
         assert [child["value"] for child in said["children"]] == [child.value for child in node.children]
         kinds |= {child["kind"] for child in said["children"]}
         if len(path) < 2:
@@ -662,3 +673,46 @@ def test_the_page_of_the_format_describes_every_question():
     assert all(f"`{name}`" in said["search"] for name in plans.SEARCHES)
     assert all(f"`{name}`" in said["partition"] for name in plans.PARTITIONS)
     assert f"1 to {WIDEST}" in said["width"]
+
+
+# --- layers where the classes meet ---
+
+
+@pytest.mark.parametrize("partition", ["neurons", "channels"])
+@pytest.mark.parametrize("on", ["target", "against", "contrast"])
+def test_a_layer_with_units_of_its_own_for_every_class_is_left_out(partition, on):
+    explorer = Explorer(forked())
+    key = explorer.add(photo(0))
+    frozen = explorer.shelf.take(key)[1].frozen
+    question = {"picture": key, "on": on, "partition": partition, "width": 3}
+    told = explorer.answer({"ask": "node", **question})["children"]
+    units = plans.partition(partition)
+    tree = decompose(frozen, roles(frozen)[on], layers=["1", "3"], partition=units, width=3)
+    assert [child["value"] for child in told] == [child.value for child in tree.children]
+    assert {child["layer"] for child in told if child["kind"] == "path"} == {"3"}
+    rows = explorer.answer({"ask": "compare", **question, "path": [told[0]["key"]]})["rows"]
+    assert all(row["value"] for row in rows)
+    found = explorer.answer({"ask": "paths", **question})["paths"][-1]
+    expected = find_paths(frozen, roles(frozen)[on], Greedy(), layers=["1", "3"], partition=units)
+    assert found["key"] == str(shares(expected)[0][-1])
+
+
+def test_all_layers_can_be_asked_for_and_those_of_units_in_common_are_kept():
+    explorer = Explorer(forked())
+    key = explorer.add(photo(0))
+
+    def first(**more):
+        told = explorer.answer({"ask": "node", "picture": key, **more})["children"]
+        return {child["layer"] for child in told if child["kind"] == "path"}
+
+    assert first(layers="all") == first(layers="5,3") == {"5"}
+    assert first(partition="locations") == {"5"}, "a place of the last layer is of all classes"
+    assert first() == {"3"}
+
+
+def test_every_layer_is_asked_where_the_classes_meet_in_none():
+    model = nn.Sequential(nn.Conv2d(3, 5, 1, groups=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    explorer = Explorer(replace(tiny(), model=randomise(model, 0)))
+    key = explorer.add(photo(0))
+    told = explorer.answer({"ask": "node", "picture": key})["children"]
+    assert {child["layer"] for child in told if child["kind"] == "path"} == {"1"}

@@ -38,7 +38,7 @@ class Question:
         against: the class to compare with; None means the plausible one.
         on: which of target, the other class, and their contrast the tree takes apart.
         partition: what counts as one unit, as on the command line.
-        layers: as on the command line; None means all.
+        layers: as on the command line; None means all where both classes can be compared, see ``layers_asked``.
         width: how many units a layer have a node of their own.
         root: where the tree begins: nothing for the whole output, ``layer:unit``, or ``found:N``, the N-th path of the
             search.
@@ -182,7 +182,7 @@ _EXPECTED = {
     "against": (_is_class, "a class index, a class name or null"),
     "on": (lambda value: value in get_args(On), "target, against or contrast"),
     "partition": _TEXT,
-    "layers": (lambda value: value is None or _is_text(value), "layer names separated by commas, every:K or null"),
+    "layers": (lambda value: value is None or _is_text(value), "layer names separated by commas, every:K, all or null"),
     "width": (_is_width, f"a whole number from 1 to {WIDEST}"),
     "root": _TEXT,
     "path": (_are_keys, "a list of texts"),

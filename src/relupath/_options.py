@@ -76,7 +76,11 @@ SEARCHING = (
 EXTENT = (
     click.option("--depth", type=click.IntRange(min=1), default=2, show_default=True, help="Levels of the trees."),
     click.option("--width", type=click.IntRange(1, 64), default=6, show_default=True, help="Units a level there."),
-    click.option("--layers", help="Layers of the trees: names separated by commas, or every:K.  [default: all]"),
+    click.option(
+        "--layers",
+        help="Layers of the trees: names separated by commas, every:K or all.  "
+        "[default: all, but for those on top where no unit serves both classes]",
+    ),
     click.option(
         "--partition",
         default="channels",

@@ -30,7 +30,7 @@ from .explanations import Score
 from .images import Picture, scene
 from .models import Classifier
 from .origins import origins
-from .runs import Named, choose_classes, layers_named, record, score_of, shares, shown
+from .runs import Named, choose_classes, layers_asked, record, score_of, shares, shown
 
 SIDE = 256
 """The longest side of a map."""
@@ -81,6 +81,13 @@ class _View:
         """Target, the other class, and their contrast."""
         t, p = self.target.index, self.against.index
         return logit(t), logit(p), contrast(t, p)
+
+    @property
+    def units(self) -> dict[str, Any]:
+        """Layers and partition of trees and searches."""
+        partition = plans.partition(self.question.partition)
+        layers = layers_asked(self.frozen, self.question.layers, partition, self.functionals[:2])
+        return {"layers": layers, "partition": partition}
 
 
 class Explorer:
@@ -279,16 +286,12 @@ class Explorer:
         """The tree that is asked about, for one thread at a time."""
         q = view.question
         search = _searched(q) if q.root.startswith("found:") else None
-        key = ("tree", view.functional, q.partition, q.layers, q.width, q.root, search)
+        key = ("tree", view.functionals, q.on, q.partition, q.layers, q.width, q.root, search)
         tree = self.shelf.tree(view.recording, key)
         with tree.lock:
             if tree.root is None:
                 begin = self._root(view)
-                layers = None if q.layers is None else layers_named(view.frozen, q.layers)
-                tree.root = decompose(
-                    view.frozen, view.functional, layers=layers, partition=plans.partition(q.partition), width=q.width,
-                    path=begin,
-                )  # fmt: skip
+                tree.root = decompose(view.frozen, view.functional, **view.units, width=q.width, path=begin)
             yield tree
         self.shelf.trim()
 
@@ -305,16 +308,13 @@ class Explorer:
     def _found(self, view: _View) -> Tree:
         """The paths of the search that is asked for."""
         q = view.question
-        tree = self.shelf.tree(view.recording, ("found", view.functional, q.partition, q.layers, _searched(q)))
+        tree = self.shelf.tree(view.recording, ("found", view.functionals, q.on, q.partition, q.layers, _searched(q)))
         with tree.lock:
             if tree.answer is None:
                 strategy = plans.search(q.search, q.numbers)
                 if isinstance(strategy, Exact):
                     strategy = replace(strategy, products=PRODUCTS)
-                layers = None if q.layers is None else layers_named(view.frozen, q.layers)
-                found = find_paths(
-                    view.frozen, view.functional, strategy, layers=layers, partition=plans.partition(q.partition)
-                )
+                found = find_paths(view.frozen, view.functional, strategy, **view.units)
                 paths = shares(found)[0]
                 several = max(map(len, found.ranked)) > 1
                 said = [self._share(view, path) for path in paths]

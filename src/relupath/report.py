@@ -15,14 +15,15 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import Any, get_args
 
-from . import _summary
+from . import _summary, plans
 from ._asked import On, Question
 from ._html import text
+from ._targets import logit
 from .errors import UsageError
 from .explorer import SIDE, Explorer
 from .images import Picture
 from .models import Classifier
-from .runs import Plan, Progress
+from .runs import Progress, layers_asked
 
 FORMAT = "relupath.report/1"
 SIZE = 5_000_000
@@ -50,7 +51,7 @@ class Extent:
         depth: how many levels of shares.
         width: how many units of a level have a share of their own.
         partition: what counts as one unit, as on the command line.
-        layers: as on the command line; None means all.
+        layers: as on the command line; None means all where both classes can be compared, see ``layers_asked``.
     """
 
     depth: int = 2
@@ -159,7 +160,8 @@ def report(
     chosen = {role: opened[role]["index"] for role in ("target", "against")}
     units = {"partition": extent.partition, "layers": extent.layers, "width": extent.width}
     held, recording = explorer.shelf.take(key)
-    layers = recording.frozen.layers_of_paths(Plan(layers=extent.layers).chosen(recording.frozen))
+    targets = [logit(index) for index in chosen.values()]
+    layers = layers_asked(recording.frozen, extent.layers, plans.partition(extent.partition), targets)
     asked = _Asked(explorer, {"picture": key, **chosen, **units}, len(recording.frozen.levels(layers)), {})
     questions = list(asked.questions(extent.depth, progress))
     picture_bytes = len(json.dumps(opened["picture"]))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -340,15 +341,37 @@ def class_index(classifier: Named, wanted: str | int, count: int) -> int:
 
 
 def layers_named(frozen: Frozen, layers: str) -> list[Layer]:
-    """Layers by name or position, separated by commas, or ``every:K`` (counted from the top)."""
+    """Layers by name or position, separated by commas, ``every:K`` (counted from the top), or ``all``."""
     if layers.startswith("every:"):
         step = layers.removeprefix("every:")
         if not step.isdecimal() or int(step) < 1:
             raise UsageError(f"layers every:K needs a whole number K of at least 1; got {step!r}")
         return list(frozen.layers[:: -int(step)])[::-1]
+    if layers == "all":
+        return frozen.layers_of_paths(None)
     known = {layer.name for layer in frozen.layers}
     given = [name.strip() for name in layers.split(",")]
     return [frozen.layer(n if n in known or not n.removeprefix("-").isdecimal() else int(n)) for n in given]
+
+
+def layers_asked(frozen: Frozen, wanted: str | None, partition: Partition, targets: Sequence[Target]) -> list[Layer]:
+    """The layers named, see ``layers_named``, or all, but for levels at the top where no unit serves several targets.
+
+    Where every class has units of its own, such as the channels that SqueezeNet ends in, a path over them is of one
+    class alone: nothing of another class passes it, and below it there is nothing to compare.
+    """
+    if wanted is not None:
+        return layers_named(frozen, wanted)
+    layers = frozen.layers_of_paths(None)
+    partitions, levels = frozen.partitions(layers, partition), frozen.levels(layers)
+    tops = [{frozen.top: frozen.functional(target).gradient} for target in targets]
+    for number, level in enumerate(levels):
+        pulled = [frozen.vjp(top, level) for top in tops]
+        for layer, *cotangents in zip(level, *pulled, strict=True):
+            passed = [partitions[layer].scores(v * layer.output) != 0 for v in cotangents]
+            if bool((torch.stack(passed).sum(0) > 1).any()):
+                return [layer for kept in levels[number:] for layer in kept]
+    return layers
 
 
 def shown(classifier: Classifier, picture: Picture, x: Tensor) -> Float[np.ndarray, "H W 3"]:
