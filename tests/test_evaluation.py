@@ -74,6 +74,21 @@ def test_every_area_is_that_of_the_metric_on_the_methods_map(classifier, target)
             assert found.curves[m, k] == pytest.approx(curve.scores.mean(0).numpy())
 
 
+def test_steps_are_left_out_within_the_tolerance():
+    parts = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 5)
+    net = Classifier("net", randomise(nn.Sequential(*parts), 0), to_tensor, tuple("abcde"), dtype=torch.float64)
+    pictures = [picture(seed, 70) for seed in range(2)]
+    whole, found = (evaluate(net, pictures, {}, tolerance=tolerance) for tolerance in (None, 0.01))
+    assert whole.curves.shape == found.curves.shape == (2, 3, 71)
+    assert (whole.areas != found.areas).all()
+    assert np.abs(whole.areas - found.areas).max() < 0.01
+    x = torch.stack([net.prepare(p.image) for p in pictures])
+    weight = relupath.linear_model(relupath.freeze(net.model, x)).weight
+    order, classes = metrics.ranks(weight * x, range(2)), net.model(x).argmax(1)
+    expected = metrics.deletion(net.model, x, classes, order, tolerance=0.01).area
+    assert found.areas[1, 0] == pytest.approx(expected.numpy())
+
+
 def test_figures_intervals_and_lines_tell_the_same(classifier):
     found = evaluate(classifier, [picture(seed) for seed in range(4)], PLANS)
     data, lines = found.to_dict(), list(csv.DictReader(found.to_csv().splitlines()))
@@ -184,10 +199,11 @@ def test_searches_and_their_numbers_are_chosen(photos, place):  # noqa: F811
         (["photos", "photos/list.txt", *MINE], 1, "not a picture"),
         (["photos", *MINE, "--target", "9"], 2, "out of range"),
         (["photos", *MINE, "--search", "best"], 2, "best"),
-        (["photos", *MINE, "--search", "mass", "--k", "2"], 2, "--k does not belong to --search mass"),
+        (["photos", *MINE, "--search", "mass", "--k", "2"], 2, "k does not belong to the search mass"),
         (["photos", *MINE, "--search", "mass", "--share", "7"], 2, "share"),
         (["photos", *MINE, "--partition", "atoms"], 2, "no partition"),
         (["photos", *MINE, "--layers", "conv9"], 2, "no hidden layer"),
+        (["photos", *MINE, "--tolerance", "-1"], 2, "not in the range"),
         (["photos", *MINE, "--csv", "f.txt"], 2, "must end in .csv"),
         (["photos", *MINE, "-o", "f.jpg"], 2, "must end in"),
         (["photos", *MINE, "-o", "photos/b.png"], 2, "overwrite the photo"),

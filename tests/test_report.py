@@ -330,7 +330,7 @@ def test_the_command_writes_the_file_and_all_numbers(place):
     assert numbers == data
     assert numbers["format"] == module.FORMAT
     assert numbers["state"]["target"] == 1
-    said = "relupath report photo.png --depth=2 --model=net.py:make --target=bee --labels=names.txt --width=2"
+    said = "relupath report photo.png --depth=2 --model=net.py:make --labels=names.txt --width=2 --target=bee"
     assert numbers["command"] == said
     node = next(answer for answer in data["answers"].values() if answer["ask"] == "node")
     assert "relupath.models.load('net.py:make', labels='names.txt')" in node["python"]

@@ -73,6 +73,15 @@ SEARCHING = (
     click.option("--tree-depth", type=click.IntRange(min=1), help="Layers of the tree.  [default: 2]"),
     click.option("--tree-width", type=click.IntRange(min=1), help="Units a layer there.  [default: 4]"),
 )
+MEASURING = (
+    click.option("--by-channel", is_flag=True, help="Also sort the channels apart, as the paper's authors do."),
+    click.option(
+        "--tolerance",
+        type=click.FloatRange(min=0),
+        help="Leave out steps of a curve that move its area by less, by estimate.  [default: take every step]",
+    ),
+    click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="The areas, photo by photo."),
+)
 EXTENT = (
     click.option("--depth", type=click.IntRange(min=1), default=2, show_default=True, help="Levels of the trees."),
     click.option("--width", type=click.IntRange(1, 64), default=6, show_default=True, help="Units a level there."),

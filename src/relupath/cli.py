@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from tqdm import tqdm
 
 import relupath
 
 from . import _text, files, plans
-from ._options import EXISTING, EXTENT, LOADING, MODEL, SCENES, SEARCHING, STRATEGY, TARGET, given
+from ._options import EXISTING, EXTENT, LOADING, MEASURING, MODEL, SCENES, SEARCHING, STRATEGY, TARGET, given
 from .errors import PathError, RelupathError, TargetError, UnknownLayerError, UsageError
 
 if TYPE_CHECKING:
@@ -143,10 +144,8 @@ def elsewhere(
     help="A search to measure; more than once for several.  [default: all but exact]",
 )
 @given(STRATEGY)
-@click.option("--by-channel", is_flag=True, help="Also sort the channels apart, as the paper's authors do.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The figure: .png, .pdf or .svg.")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="The areas, photo by photo.")
-@given((*TARGET, *LOADING))
+@given((*MEASURING, *TARGET, *LOADING))
 def evaluate(
     photos: tuple[Path, ...],
     searches: tuple[str, ...],
@@ -176,7 +175,8 @@ def evaluate(
             module = import_module(".evaluation", __package__)
             classifier = _classifier(options, progress, ())
             read = (relupath.images.read(picture) for picture in pictures)
-            found = module.evaluate(classifier, read, plans, options["target"], options["by_channel"], progress)
+            how = (options[name] for name in ("target", "by_channel", "tolerance"))
+            found = module.evaluate(classifier, read, plans, *how, progress)
             progress("drawing")
             write(found.to_dict())
             write_csv(found.to_csv())
@@ -269,13 +269,13 @@ def report(photo: Path | None, output: Path | None, json_path: Path | None, quie
 
 
 _LOADED = {"weights": None, "labels": None, "device": "cpu", "dtype": "float32"}
-_USUAL = {"model": "creatures", "scene": None, "target": None, "against": None, "carry": None, **_LOADED,
-          "width": 6, "partition": "channels", "layers": None}  # fmt: skip
 
 
 def _command(photo: Path | None, options: dict[str, Any]) -> str:
     """The command that reports one level more of the same."""
-    own = [f"--{key}={options[key]}" for key, value in _USUAL.items() if options[key] != value]
+    source = click.get_current_context().get_parameter_source
+    said = [name for name in options if name != "depth" and source(name) is ParameterSource.COMMANDLINE]
+    own = [f"--{name}={options[name]}" for name in said]
     return shlex.join(["relupath", "report", *([photo.name] if photo else []), f"--depth={options['depth'] + 1}", *own])
 
 

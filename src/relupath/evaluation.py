@@ -111,6 +111,7 @@ def evaluate(
     plans: Mapping[str, Plan],
     target: str | int | None = None,
     authors: bool = False,
+    tolerance: float | None = None,
     progress: Progress = lambda stage: None,
 ) -> Evaluation:
     """Insertion and deletion of ``W * x``, of the absolute gradient, of paths, and of a random map.
@@ -123,10 +124,12 @@ def evaluate(
         plans: how paths are looked for, by name; the map is the sum of ``W^P * x`` over the paths.
         target: class index or name, for all pictures; None means the class predicted at each.
         authors: also measure with the channels sorted apart, as the paper's authors do.
+        tolerance: leave out the steps that move an area by less, by estimate; see ``metrics.deletion``. None: none.
         progress: called before each stage with its name.
 
     Raises:
         UsageError: there are less than two pictures, or the network takes them in different sizes.
+        InputError: the tolerance is negative.
         RelupathError: any other of the library's errors, each in one sentence.
 
     Source: see ``relupath.metrics``.
@@ -155,7 +158,7 @@ def evaluate(
         for k, (method, maps) in enumerate(_maps(classifier, frozen, targets[-1], plans, n)):
             progress(f"picture {n + 1} of {len(inputs)}: {method}")
             empty[k] += not maps.any()
-            for m, curve in enumerate(_curves(classifier, x, targets[-1], maps, n, authors)):
+            for m, curve in enumerate(_curves(classifier, x, targets[-1], maps, n, authors, tolerance)):
                 scores[m, k, n], areas[m, k, n] = curve.scores[0].cpu().numpy(), float(curve.area)
     return Evaluation(
         classifier.name,
@@ -205,10 +208,16 @@ def _gradient(classifier: Classifier, frozen: Frozen, c: int) -> Float[Tensor, "
 
 
 def _curves(
-    classifier: Classifier, x: Tensor, c: int, maps: Float[Tensor, "1 C H W"], seed: int, authors: bool
+    classifier: Classifier,
+    x: Tensor,
+    c: int,
+    maps: Float[Tensor, "1 C H W"],
+    seed: int,
+    authors: bool,
+    tolerance: float | None,
 ) -> Iterator[metrics.Curve]:
     """The curves of one map, one a measure."""
     for ranks in (metrics.ranks, metrics.channel_ranks)[: 1 + authors]:
         order = ranks(maps, seed)
-        yield metrics.insertion(classifier.model, x[None], c, order)
-        yield metrics.deletion(classifier.model, x[None], c, order)
+        for measure in (metrics.insertion, metrics.deletion):
+            yield measure(classifier.model, x[None], c, order, tolerance=tolerance)
