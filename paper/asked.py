@@ -139,6 +139,17 @@ def picture(path: Path, figure: Any) -> None:
             few.save(draft, format="png", optimize=True)
 
 
+def middle(
+    values: Float[np.ndarray, " n"], of: Callable[..., np.ndarray] = np.median, draws: int = 2000
+) -> dict[str, float] | None:
+    """The median of some numbers, or their mean, with its bootstrap interval (95 %, percentiles); None of nothing."""
+    if not len(values):
+        return None
+    chosen = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(of(values[chosen], axis=1), [0.025, 0.975])
+    return {"middle": float(of(values, axis=0)), "low": float(low), "high": float(high)}
+
+
 def alike(one: Float[np.ndarray, "H W"], other: Float[np.ndarray, "H W"]) -> float:
     """The correlation of two maps; 0 where one is constant."""
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) if one.std() and other.std() else 0.0

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 import asked
@@ -34,6 +35,8 @@ LAYERS = {"top layer": 1, "3 layers": 3, "all layers": None}
 WHOLE = "whole network"
 WEIGHTS, BIAS = "#0072b2", "#e69f00"
 WORDS = ("bias_share", "same_elsewhere", "stands_out", "tells_class")
+MATRICES = 64
+"""Up to so many inputs all values are written, not only what is measured of each input."""
 SHOWN = (WHOLE, "Mass, top layer", "Mass, 3 layers", "Mass, all layers", "Greedy, all layers")
 
 
@@ -45,28 +48,47 @@ def measured(classifier: Classifier, pictures: Sequence[Picture]) -> dict[str, A
     biases: dict[str, list[float]] = {name: [] for name in names}
     classes = []
     for one in tqdm(x, file=sys.stderr):
-        frozen = runs.record(classifier, one, 1)
-        c = int(frozen.output[0].argmax())
+        c, rows, constants = applied(classifier, one, x)
         classes.append(c)
-        paths: list[relupath.Path | None] = [None]
-        for search in SEARCHES.values():
-            (path,) = relupath.find_paths(frozen, c, search).paths
-            depth = len(path) - (path.input is not None)
-            paths += [path.top(min(k or depth, depth)) for k in LAYERS.values()]
-        for name, path in zip(names, paths, strict=True):
-            model = relupath.linear_model(frozen, c, path)
-            values[name].append(((x * model.weight).flatten(1).double().sum(1) + float(model.bias)).tolist())
-            biases[name].append(float(model.bias))
-    models = {}
-    for name in names:
-        told = summary(np.array(values[name]), np.array(biases[name]), classes)
-        models[name] = {**told, "bias": biases[name], "values": values[name]}
+        for name, row, constant in zip(names, rows, constants, strict=True):
+            values[name].append(row)
+            biases[name].append(constant)
+    models = {name: told(np.array(values[name]), np.array(biases[name]), classes) for name in names}
     words = {"pictures": [Path(p.name).name for p in pictures], "classes": [*map(classifier.class_name, classes)]}
     return {"model": classifier.name, **words, "models": models}
 
 
-def summary(values: Float[np.ndarray, "n n"], bias: Float[np.ndarray, " n"], classes: Sequence[int]) -> dict[str, Any]:
-    """Is a model biased? Medians over the inputs at which it is taken.
+def applied(
+    classifier: Classifier, one: Float[Tensor, "C H W"], x: Float[Tensor, "n C H W"]
+) -> tuple[int, list[list[float]], list[float]]:
+    """The class at one input; what each model taken there gives for every input; its bias."""
+    frozen = runs.record(classifier, one, 1)
+    c = int(frozen.output[0].argmax())
+    paths: list[relupath.Path | None] = [None]
+    for search in SEARCHES.values():
+        (path,) = relupath.find_paths(frozen, c, search).paths
+        depth = len(path) - (path.input is not None)
+        paths += [path.top(min(k or depth, depth)) for k in LAYERS.values()]
+    models = [relupath.linear_model(frozen, c, path) for path in paths]
+    weights, biases = (torch.cat([getattr(model, part) for model in models]) for part in ("weight", "bias"))
+    return c, (weights.flatten(1) @ x.flatten(1).T + biases[:, None]).tolist(), biases.tolist()
+
+
+def told(values: Float[np.ndarray, "n n"], bias: Float[np.ndarray, " n"], classes: Sequence[int]) -> dict[str, Any]:
+    """What is written of a model: medians over the inputs, with intervals, then each input's numbers."""
+    each = measures(values, bias, classes)
+    some = {word: np.array([number for number in numbers if number is not None]) for word, numbers in each.items()}
+    middle = {word: asked.middle(some[word], np.mean if word == "tells_class" else np.median) for word in WORDS}
+    medians = {word: None if found is None else found["middle"] for word, found in middle.items()}
+    matrix = {"values": values.tolist()} if len(values) <= MATRICES else {}
+    own = {"bias": bias.tolist(), "own": np.diagonal(values).tolist()}
+    return {**medians, "intervals": middle, "each": each, **own, **matrix}
+
+
+def measures(
+    values: Float[np.ndarray, "n n"], bias: Float[np.ndarray, " n"], classes: Sequence[int]
+) -> dict[str, list[float | None]]:
+    """Is a model biased? For every input at which it is taken; None where a question has no answer.
 
     ``bias_share`` is ``|b| / (|W x| + |b|)`` at its own input. ``same_elsewhere`` is the mean of what it gives for the
     other inputs, by what it gives for its own: 1 where it says the same everywhere, 0 where others get nothing.
@@ -75,14 +97,16 @@ def summary(values: Float[np.ndarray, "n n"], bias: Float[np.ndarray, " n"], cla
     """
     own, count = np.diagonal(values), len(values)
     others = values[~np.eye(count, dtype=bool)].reshape(count, count - 1)
-    spread, clear = others.std(1), others.std(1) > 0
-    told = [_told(values[i], i, np.array(classes)) for i in range(count)]
-    known = [share for share in told if share is not None]
+    mean, spread = others.mean(1), others.std(1)
+
+    def by(one: np.ndarray, other: np.ndarray) -> list[float | None]:
+        return [a / b if b else None for a, b in zip(one.tolist(), other.tolist(), strict=True)]
+
     return {
-        "bias_share": float(np.median(np.abs(bias) / (np.abs(own - bias) + np.abs(bias)))),
-        "same_elsewhere": float(np.median(others.mean(1) / own)),
-        "stands_out": float(np.median((own - others.mean(1))[clear] / spread[clear])) if clear.any() else None,
-        "tells_class": float(np.mean(known)) if known else None,
+        "bias_share": by(np.abs(bias), np.abs(own - bias) + np.abs(bias)),
+        "same_elsewhere": by(mean, own),
+        "stands_out": by(own - mean, spread),
+        "tells_class": [_told(values[i], i, np.array(classes)) for i in range(count)],
     }
 
 
@@ -133,6 +157,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the figure: .png, .pdf or .svg")
     options = parser.parse_args()
     classifier, pictures = asked.given(options)
+    if options.output and len(pictures) > MATRICES:
+        parser.error(f"{len(pictures)} pictures cannot be drawn: give --count {MATRICES} at most, or no --output")
     if len(pictures) < 3:
         parser.error(f"a linear model is compared over the other pictures: give three or more; got {len(pictures)}")
     found = measured(classifier, pictures)

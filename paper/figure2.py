@@ -61,11 +61,13 @@ def _row(explanation: Explanation, role: str) -> Row:
     return next(row for row in explanation.rows if row.role == role)
 
 
-def told(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians over the pictures."""
+def told(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the pictures, with intervals."""
     words = ("alike", "units_shared", "contrast_there", "size_there", "area_there")
-    kept = {word: [row[word] for row in rows if word in row] for word in words}
-    return {word: float(np.median(values)) for word, values in kept.items() if values}
+    kept = {word: np.array([row[word] for row in rows if word in row]) for word in words}
+    middles = {word: asked.middle(values) for word, values in kept.items()}
+    some = {word: found for word, found in middles.items() if found is not None}
+    return {"medians": {word: found["middle"] for word, found in some.items()}, "intervals": some}
 
 
 def explained(classifier: relupath.models.Classifier, picture: Picture, partition: relupath.Partition) -> Explanation:
@@ -77,7 +79,7 @@ def main() -> None:
     """Explain every picture, print the medians, and draw."""
     options = asked.drawing_parser(__doc__).parse_args()
     name, rows = asked.drawn(options, explained, measured)
-    found = {"model": name, "partition": options.partition, "medians": told(rows), "rows": rows}
+    found = {"model": name, "partition": options.partition, **told(rows), "rows": rows}
     for word, value in found["medians"].items():
         print(f"{word:<16}{value:>8.3f}")
     asked.write(options.json, found)

@@ -50,13 +50,16 @@ def extent(contribution: Float[np.ndarray, "H W"]) -> float:
     return float((np.searchsorted(sizes, MOST * sizes[-1]) + 1) / len(sizes)) if sizes[-1] else 0.0
 
 
-def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """By the number of layers, from none (the whole network): the median over the pictures whose paths go so deep."""
+def told(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """By the number of layers, from none (the whole network): medians over the pictures whose paths go so deep."""
     deepest = max(len(row["held"]) for row in rows)
-    told: dict[str, Any] = {"tree_error": max(row["tree_error"] for row in rows)}
+    medians: dict[str, Any] = {"tree_error": max(row["tree_error"] for row in rows)}
+    intervals = {}
     for word in PLOTS:
-        told[word] = [float(np.median([r[word][k] for r in rows if k < len(r[word])])) for k in range(deepest)]
-    return told
+        reached = (np.array([row[word][k] for row in rows if k < len(row[word])]) for k in range(deepest))
+        intervals[word] = [asked.middle(values) for values in reached]
+        medians[word] = [found["middle"] for found in intervals[word] if found is not None]
+    return {"medians": medians, "intervals": intervals}
 
 
 def figure(found: dict[str, Any]) -> Any:
@@ -88,7 +91,7 @@ def main() -> None:
     """Explain every picture, print the medians, and draw."""
     options = asked.drawing_parser(__doc__).parse_args()
     name, rows = asked.drawn(options, explained, measured)
-    found = {"model": name, "partition": options.partition, "medians": medians(rows), "rows": rows}
+    found = {"model": name, "partition": options.partition, **told(rows), "rows": rows}
     print(f"the leaves of a tree sum to the logit within {found['medians']['tree_error']:.1e}")
     print(f"{'layers':<8}" + "".join(f"{title:>32}" for title in PLOTS.values()))
     for k in range(len(found["medians"]["held"])):

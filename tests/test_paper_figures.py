@@ -55,26 +55,48 @@ def test_figure_1_of_the_whole_network_is_what_elsewhere_gives(classifier, pictu
     assert np.array(found["values"]) == near(elsewhere(classifier, pictures).values[0])
 
 
-def test_the_summary_of_figure_1_is_that_of_the_numbers_checked_in():
-    want = expected("figure1")
+@pytest.mark.parametrize("name", ["figure1"])
+def test_what_figure_1_says_is_that_of_the_inputs_checked_in(name):
+    want = expected(name)
     for model in want["models"].values():
-        got = figure1.summary(np.array(model["values"]), np.array(model["bias"]), want["classes"])
-        for word, value in got.items():
-            assert value == near(model[word])
+        bias, own = np.array(model["bias"]), np.array(model["own"])
+        assert model["each"]["bias_share"] == near([*(abs(bias) / (abs(own - bias) + abs(bias)))])
+        for word, numbers in model["each"].items():
+            some = [number for number in numbers if number is not None]
+            if not some:
+                assert model[word] is model["intervals"][word] is None
+                continue
+            middle = model["intervals"][word]
+            assert (
+                model[word] == near(middle["middle"]) == near((np.mean if word == "tells_class" else np.median)(some))
+            )
+            assert middle["low"] <= middle["middle"] <= middle["high"]
+        if "values" in model:
+            got = figure1.told(np.array(model["values"]), bias, want["classes"])
+            assert {word: got[word] for word in figure1.WORDS} == near({word: model[word] for word in figure1.WORDS})
 
 
 def test_a_model_that_says_the_same_everywhere_is_called_biased():
     bias = np.array([5.0, 5, 5, 5])
-    same = figure1.summary(np.full((4, 4), 5.0) + 1e-9 * np.arange(4), bias, [0, 0, 1, 1])
+    same = figure1.told(np.full((4, 4), 5.0) + 1e-9 * np.arange(4), bias, [0, 0, 1, 1])
     assert same["bias_share"] == near(1)
     assert same["same_elsewhere"] == near(1)
-    own = figure1.summary(np.array([[5.0, 4, 0, 0], [4, 5, 0, 1], [0, 0, 5, 4], [1, 0, 4, 5]]), 0 * bias, [0, 0, 1, 1])
+    own = figure1.told(np.array([[5.0, 4, 0, 0], [4, 5, 0, 1], [0, 0, 5, 4], [1, 0, 4, 5]]), 0 * bias, [0, 0, 1, 1])
     assert own["bias_share"] == 0
     assert own["tells_class"] == 1
     assert own["stands_out"] == near((5 - 5 / 3) / np.std([4, 0, 1]) / 2 + (5 - 4 / 3) / np.std([4, 0, 0]) / 2)
-    alone = figure1.summary(np.eye(3), np.zeros(3), [0, 1, 2])
+    alone = figure1.told(np.eye(3), np.zeros(3), [0, 1, 2])
     assert alone["tells_class"] is None, "no two inputs are of one class"
     assert alone["stands_out"] is None, "the others are all alike"
+
+
+def test_a_middle_is_a_median_in_an_interval_that_narrows():
+    few, many = (asked.middle(np.random.default_rng(1).normal(3, 1, count)) for count in (20, 2000))
+    for found in (few, many):
+        assert found["low"] < found["middle"] < found["high"]
+        assert found["low"] < 3 < found["high"]
+    assert many["high"] - many["low"] < (few["high"] - few["low"]) / 5
+    assert asked.middle(np.array([])) is None
 
 
 def test_figure_2_gives_the_rows_checked_in(classifier, pictures):
