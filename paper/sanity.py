@@ -7,10 +7,7 @@ Captum measures how far a map moves with its input (``sensitivity_max``) and how
 leaves unexplained as squares of the picture go, or as noise comes (``infidelity``). Beside these stands how alike the
 map of the same class is at another input. Where Quantus is installed it measures how alike the map stays as layers are
 drawn anew, from the top down and one at a time (MPRT), how alike the map of another class is (RandomLogit), and
-MaxSensitivity and Infidelity in its own way. Quantus asks for versions of its own: give it an environment of its own,
-
-    python3.11 -m venv quantus && quantus/bin/pip install '.[captum,quantus,torchvision]' zennit
-    quantus/bin/python paper/sanity.py ...
+MaxSensitivity and Infidelity in its own way.
 
 Controls: the input itself as a map, and a random map, new at each call. All maps are of the predicted class.
 """
