@@ -33,10 +33,14 @@ from relupath._search import Search
 SEARCHES: dict[str, Search] = {
     "Greedy": relupath.Greedy(),
     "Beam": relupath.Beam(8),
+    "Exact": relupath.Exact(2),
     "BestFirst": relupath.BestFirst(16),
     "Mass": relupath.Mass(0.5),
     "Selective": relupath.Selective(64),
 }
+SHORT = ("Exact",)
+"""Searches that are measured where there are few layers only: through many, to prove the best path takes too long."""
+FEW = 5
 PARTITIONS = {"neurons": relupath.neurons, "channels": relupath.channels}
 DEPTHS = (1, 2, 4)
 """Layers from the top; beside these, the whole path."""
@@ -71,9 +75,11 @@ def _paths(frozen: relupath.Frozen, generator: torch.Generator) -> Iterator[tupl
     for word, partition in PARTITIONS.items():
         draw_units = _lots(frozen, partition, generator)
         for name, search in SEARCHES.items():
+            if name in SHORT and len(frozen.layers) > FEW:
+                continue
             found = [path for path in relupath.find_paths(frozen, None, search, partition=partition).ranked[0] if path]
             if name == "BestFirst":  # its leaves are of unequal depth by themselves
-                yield from (((name, word, f"top {len(path)}"), path) for path in found[:EACH])
+                yield from (((name, word, "leaves"), path) for path in found[:EACH])
                 continue
             yield from _depths(name, word, found[:EACH])
             if name == "Mass":
@@ -134,6 +140,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         logit, value, frozen, real = np.array([[row[1], *row[2]] for row in rows]).T
         kinds[kind] = {
             "cuts": len(rows),
+            "pictures": len({*picture.tolist()}),
             "share": {
                 "value": float(np.median(value / logit)),
                 "frozen": float(np.median(frozen / logit)),
@@ -216,7 +223,8 @@ def _within(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def figure(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Any:
     """A panel a search: the fall against the value, both as shares of the logit, a colour a depth; grey: as told."""
-    panels = [(name, word) for word in PARTITIONS for name in (*SEARCHES, "random sets", "unit")]
+    names = dict.fromkeys(kind.split(" | ")[0] for kind in found["kinds"])
+    panels = [(name, word) for word in PARTITIONS for name in (*SEARCHES, "random sets", "unit") if name in names]
     columns, side, gap = len(panels) // len(PARTITIONS), 1.9, 0.45
     width, height = gap + (side + gap) * columns, 0.75 + (side + 0.75) * len(PARTITIONS)
     fig = _canvas.canvas(width, height, "Value of the path, and fall of the logit when its units are cut")

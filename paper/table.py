@@ -17,6 +17,8 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import asked
+import authors
 import cifar10
 import partly
 import peers
@@ -58,6 +61,8 @@ OF_SQUEEZENET = (
     "W x, partial pictures", "W x, partial pictures, smoothed", CONTROL,
 )  # fmt: skip
 """What is measured on SqueezeNet if nothing else is asked for: its pictures are large."""
+MASKED = "Selective by masks"
+"""As the authors' code does it, see ``authors.py``; for a plain chain of modules, which SqueezeNet is not."""
 FIRST = 4
 """So many images are written one by one beside the figures, for a test."""
 
@@ -99,7 +104,22 @@ def of_cifar10(place: Path, weights: Path) -> Task:
     methods = {**usual, **partly.field(model, usual)}
     found = {**searches((16, 64, 256, None), (1, 2, None), (1, 2, None)), **partly.searches(model)}
     fast = [name for name in (*methods, *found, CONTROL) if not name.startswith(partly.SLOW)]
+    found |= as_the_authors(model)
     return Task(model, names, lambda numbers: x[[order[n] for n in numbers]], methods, found, model, fast)
+
+
+def as_the_authors(model: nn.Module) -> dict[str, partly.Ours]:
+    """Selective at the widths and depths of the paper's authors, with gates as defined, and with masks, as theirs."""
+    found: dict[str, partly.Ours] = {}
+    for width, depth in product((1, 16, 64, None), (1, 2, 3, None)):
+        setting = f"width {width or 'any'}"
+        found[_name("Selective", setting, depth)] = ours(relupath.Selective(width, depth), relupath.neurons)
+        found[_name(MASKED, setting, depth)] = partial(_masked, model, width, depth)
+    return found
+
+
+def _masked(model: nn.Module, width: int | None, depth: int | None, frozen: relupath.Frozen, c: Tensor) -> Tensor:
+    return authors.selective(model, frozen.inputs[0].output, c, width, depth)
 
 
 def of_squeezenet(place: Path, weights: Path) -> Task:

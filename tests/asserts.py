@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path as FilePath
 
 import jaxtyping
+import pytest
 import torch
 import torch.nn.modules.module as module_globals
 from torch import Tensor, nn
@@ -19,6 +22,16 @@ from relupath._mass import PathMass
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 """How far two routes to the same number may be apart, relative to the largest entry, by dtype."""
+
+
+EXPECTED = FilePath(__file__).parents[1] / "paper" / "expected"
+WITHIN = json.loads((EXPECTED / "tolerances.json").read_text())
+
+
+def within(kind: str, numbers: object, scale: float = 1.0) -> object:
+    """Numbers as near to those that are checked in as their tolerance says; the absolute one times a scale."""
+    least = WITHIN[kind]
+    return pytest.approx(numbers, rel=least.get("rel"), abs=least["abs"] * scale)
 
 
 def refusal(run: Callable[[], object], *errors: type[Exception]) -> str | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 import authors
 import cifar10
+from asserts import within
 from nets import randomise
 from relupath import Selective
 from relupath._contributions import contributions
@@ -85,4 +86,4 @@ def test_ten_images_give_the_figures_that_are_checked_in(data, unchecked):
         if row["order"] != "by channel, unmixed":  # another processor may sort equal values otherwise
             (like,) = (f for f in want["figures"] if (f["method"], f["order"]) == (row["method"], row["order"]))
             for measure in cifar10.MEASURES:
-                assert row[measure]["mean"] == pytest.approx(like[measure]["mean"], abs=0.002)
+                assert row[measure]["mean"] == within("areas", like[measure]["mean"])

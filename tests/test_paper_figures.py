@@ -11,6 +11,7 @@ import asked
 import figure1
 import figure2
 import figure3
+from asserts import within
 from relupath import creatures, images, models, neurons
 from relupath.elsewhere import elsewhere
 
@@ -46,8 +47,10 @@ def test_figure_1_on_a_few_scenes_is_a_corner_of_the_one_checked_in(classifier, 
         like = want["models"][name]
         values = np.array(like["values"])[:FEW, :FEW]
         scale = abs(values).max()
-        assert np.array(model["values"]) / scale == pytest.approx(values / scale, abs=0.002), name
-        assert np.array(model["bias"]) / scale == pytest.approx(np.array(like["bias"][:FEW]) / scale, abs=0.002), name
+        assert np.array(model["values"]) / scale == within("figure1, by the largest", values / scale), name
+        assert np.array(model["bias"]) / scale == within(
+            "figure1, by the largest", np.array(like["bias"][:FEW]) / scale
+        ), name
 
 
 def test_figure_1_of_the_whole_network_is_what_elsewhere_gives(classifier, pictures):
@@ -105,7 +108,9 @@ def test_figure_2_gives_the_rows_checked_in(classifier, pictures):
         assert [*got] == [*want]
         for word, value in got.items():
             assert value == (
-                want[word] if isinstance(value, (str, int)) or word == "parts_that_differ" else near(want[word])
+                want[word]
+                if isinstance(value, (str, int)) or word == "parts_that_differ"
+                else within("figure2", want[word])
             )
 
 
@@ -121,9 +126,9 @@ def test_figure_3_gives_the_rows_checked_in(classifier, pictures):
         got = figure3.measured(figure3.explained(classifier, picture, neurons))
         assert got["tree_error"] < 1e-5
         assert got["layers"] == want["layers"]
-        assert np.log(got["held"]) == pytest.approx(np.log(want["held"]), abs=0.02)
-        assert got["extent"] == pytest.approx(want["extent"], abs=0.002)
-        assert got["alike"] == pytest.approx(want["alike"], abs=0.002)
+        assert np.log(got["held"]) == within("figure3, log of held", np.log(want["held"]))
+        assert got["extent"] == within("figure3", want["extent"])
+        assert got["alike"] == within("figure3", want["alike"])
 
 
 def test_the_extent_counts_the_fewest_pixels_that_hold_nine_tenths():

@@ -9,6 +9,7 @@ import torch
 
 import circuits
 import planted
+from asserts import within
 from relupath import Greedy, freeze
 
 EXPECTED = Path(__file__).parents[1] / "paper" / "expected"
@@ -93,7 +94,7 @@ def test_the_first_network_gives_the_numbers_checked_in(hiding, unchecked):
     got = circuits.measured(net, number)
     assert [*got] == [*want["methods"]]
     for name, row in got.items():
-        assert row == near(want["first"][name]), name
+        assert row == within("circuits", want["first"][name]), name
 
 
 def test_the_script_measures_and_draws(tmp_path, monkeypatch, unchecked):

@@ -11,6 +11,7 @@ from torch import nn
 import asked
 import families
 import parts
+from asserts import within
 from nets import randomise
 from relupath import Beam, channels, creatures, models, neurons
 from relupath._contributions import contributions
@@ -124,7 +125,7 @@ def test_a_family_of_the_first_scene_gives_the_numbers_checked_in(name, unchecke
     scene = creatures.draw(want["seed"])
     picture = families.Picture(models.load("creatures").model, creatures.preprocess(scene.image)[None], scene.seed)
     found = families.families(parts.DEPTHS, parts.CONVOLUTIONS)[name](picture)
-    assert parts.of_family(found, scene, picture.generator) == near(want["families"][name], 0.01)
+    assert parts.of_family(found, scene, picture.generator) == within("parts", want["families"][name])
 
 
 def test_maps_of_the_first_scene_give_the_numbers_checked_in(unchecked):
@@ -134,7 +135,7 @@ def test_maps_of_the_first_scene_give_the_numbers_checked_in(unchecked):
     inside = torch.from_numpy(np.any([scene.parts[part] for part in creatures.parts_of(scene.label)], axis=0))
     made = parts.singles()
     for name in ("whole network", "Mass, half, all layers", "LRP, epsilon-plus", "random"):
-        assert parts.pointing(made[name](picture), inside) == near(want["maps"][name], 0.01), name
+        assert parts.pointing(made[name](picture), inside) == within("parts", want["maps"][name]), name
 
 
 def test_the_figures_checked_in_say_where_paths_win_and_lose():

@@ -14,6 +14,7 @@ import partly
 import peers
 import steps
 import table
+from asserts import within
 from nets import randomise
 from relupath import Mass, Selective, channels, freeze, metrics, neurons
 from relupath._contributions import contributions
@@ -247,7 +248,7 @@ def test_the_first_images_give_the_areas_checked_in(data, unchecked):
     for record, like in zip(found, want["first"], strict=True):
         assert (record["image"], record["class"]) == (like["image"], like["class"])
         for name in names:
-            assert record["areas"][name] == pytest.approx(like["areas"][name], abs=0.003)
+            assert record["areas"][name] == within("areas", like["areas"][name])
 
 
 def test_over_partial_pictures_both_measures_are_better_than_every_peers():
@@ -286,7 +287,7 @@ def test_slow_paths_are_still_those_of_the_table(data, unchecked):
     task = table.of_cifar10(data / "cifar10" / "test.zip", data / "toycnn_cifar10.safetensors")
     (found,) = table.measured(task, [want["number"]], ["BestFirst", "Exact"])
     for name in ("BestFirst", "Exact"):
-        assert found["areas"][name] == pytest.approx(want["areas"][name], abs=0.003)
+        assert found["areas"][name] == within("areas", want["areas"][name])
 
 
 def test_the_table_was_made_of_all_methods_on_two_halves():
@@ -315,7 +316,7 @@ def test_a_photo_gives_the_areas_in_the_records(data, unchecked):
     (found,) = table.measured(task, [1], names, want["rows"], want.get("tolerance"))
     assert (found["image"], found["class"]) == (want["image"], want["class"])
     for name in names:
-        assert found["areas"][name] == pytest.approx(want["areas"][name], abs=0.003)
+        assert found["areas"][name] == within("areas", want["areas"][name])
 
 
 def test_the_table_on_squeezenet_is_made_of_its_records(data):
