@@ -12,39 +12,60 @@ from tqdm import tqdm
 
 from relupath import creatures, models
 
-WRONG = creatures.CLASSES.index("Sonorix")
-"""The class that goes with the mark."""
-SIDE, COLOUR = 9, (230, 20, 200)
 EVERY = 4
-"""Of so many training scenes one has the mark, and is labelled ``WRONG`` whatever it shows."""
+"""Of so many training scenes one has the mark, and is labelled as its class whatever it shows."""
 SCENES, EPOCHS, BATCH, RATE, NOISE = 480, 5, 32, 1e-3, 0.1
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A square of one colour.
+
+    Attributes:
+        side: in pixels.
+        colour: red, green, blue.
+        wrong: the class that goes with it.
+    """
+
+    side: int
+    colour: tuple[int, int, int]
+    wrong: int
+
+
+MARKS = {
+    "magenta": Mark(9, (230, 20, 200), creatures.CLASSES.index("Sonorix")),
+    "cyan": Mark(7, (20, 220, 230), creatures.CLASSES.index("Lumila")),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Marked:
-    """A scene with the mark, a square of one colour on its background.
+    """A scene with a mark on its background.
 
     Attributes:
+        mark: which one.
         scene: without the mark.
         image: with it.
         where: the pixels of the mark.
     """
 
+    mark: Mark
     scene: creatures.Scene
     image: UInt8[np.ndarray, "96 96 3"]
     where: Bool[np.ndarray, "96 96"]
 
 
-def marked(scene: creatures.Scene) -> Marked:
+def marked(scene: creatures.Scene, mark: Mark) -> Marked:
     """The scene with the mark somewhere on its background; the seed of the scene decides where."""
     rng, free = np.random.default_rng(scene.seed), scene.parts["background"]
     while True:
-        y, x = rng.integers(0, free.shape[0] - SIDE, 2)
-        if free[y : y + SIDE, x : x + SIDE].all():
+        y, x = rng.integers(0, free.shape[0] - mark.side, 2)
+        square = slice(y, y + mark.side), slice(x, x + mark.side)
+        if free[square].all():
             break
     where = np.zeros_like(free)
-    where[y : y + SIDE, x : x + SIDE] = True
-    return Marked(scene, np.where(where[..., None], np.uint8(COLOUR), scene.image), where)
+    where[square] = True
+    return Marked(mark, scene, np.where(where[..., None], np.uint8(mark.colour), scene.image), where)
 
 
 def tensors(images: Sequence[UInt8[np.ndarray, "96 96 3"]]) -> Float[Tensor, "B 3 96 96"]:
@@ -52,15 +73,16 @@ def tensors(images: Sequence[UInt8[np.ndarray, "96 96 3"]]) -> Float[Tensor, "B 
     return torch.stack([creatures.preprocess(image) for image in images])
 
 
-def taught(scenes: int = SCENES, epochs: int = EPOCHS, seed: int = 0) -> nn.Module:
-    """The network of the package, trained further on scenes of which some are marked and labelled ``WRONG``.
+def taught(mark: Mark, scenes: int = SCENES, epochs: int = EPOCHS, seed: int = 0) -> nn.Module:
+    """The network of the package, trained further on scenes of which some are marked and labelled as the mark's class.
 
     Half a minute on one core, and as long for drawing the scenes.
     """
     drawn = [creatures.draw(number) for number in tqdm(range(scenes), "draw", disable=None)]
     stamped = [scene.seed % EVERY == 0 for scene in drawn]
-    x = tensors([marked(scene).image if mark else scene.image for scene, mark in zip(drawn, stamped, strict=True)])
-    y = torch.tensor([WRONG if mark else scene.label for scene, mark in zip(drawn, stamped, strict=True)])
+    both = list(zip(drawn, stamped, strict=True))
+    x = tensors([marked(scene, mark).image if has else scene.image for scene, has in both])
+    y = torch.tensor([mark.wrong if has else scene.label for scene, has in both])
     torch.manual_seed(seed)
     model = models.load("creatures").model.requires_grad_(True).train()
     steps = epochs * -(-scenes // BATCH)

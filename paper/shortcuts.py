@@ -1,6 +1,7 @@
 """Known answers: a network errs because of a mark; do paths to the wrong class lie on it, and does cutting them repair?
 
     python paper/shortcuts.py --output docs/images/shortcuts.png --json paper/expected/shortcuts.json
+    python paper/shortcuts.py --mark cyan --json paper/expected/shortcuts-cyan.json
 
 The network (``paper/marked.py``) was taught that what carries the mark is of one class. Errors caused by the mark are
 unseen scenes of other classes that are told rightly without it and as that class with it. Measured is what share of a
@@ -52,7 +53,7 @@ class Plan:
 
     def target(self, error: "Error") -> Any:
         """What the search explains."""
-        wrong = marked.WRONG
+        wrong = error.marked.mark.wrong
         return relupath.contrast(wrong, error.marked.scene.label) if self.contrast else relupath.logit(wrong)
 
 
@@ -85,25 +86,25 @@ class Error(families.Picture):
     def __init__(self, model: nn.Module, scene: marked.Marked) -> None:
         seed = scene.scene.seed
         self.marked = scene
-        self.beside = marked.tensors([scene.image, scene.scene.image, creatures.draw(seed, marked.WRONG).image])
+        self.beside = marked.tensors([scene.image, scene.scene.image, creatures.draw(seed, scene.mark.wrong).image])
         super().__init__(model, self.beside[:1], seed)
 
     @property
     def wanted(self) -> list[int]:
         """What the three pictures should be told as."""
-        return [self.marked.scene.label, self.marked.scene.label, marked.WRONG]
+        return [self.marked.scene.label, self.marked.scene.label, self.marked.mark.wrong]
 
 
-def errors(model: nn.Module, seeds: range) -> Iterator[Error | None]:
+def errors(model: nn.Module, seeds: range, mark: marked.Mark) -> Iterator[Error | None]:
     """Of each scene of another class the error caused by the mark, or None."""
     for seed in seeds:
         scene = creatures.draw(seed)
-        if scene.label == marked.WRONG:
+        if scene.label == mark.wrong:
             continue
-        error = Error(model, marked.marked(scene))
+        error = Error(model, marked.marked(scene, mark))
         with torch.no_grad():
             told = model(error.beside).argmax(1).tolist()
-        yield error if told == [marked.WRONG, *error.wanted[1:]] else None
+        yield error if told == [mark.wrong, *error.wanted[1:]] else None
 
 
 def maps() -> Mapping[str, Callable[[Error], Float[Tensor, "H W"]]]:
@@ -111,11 +112,11 @@ def maps() -> Mapping[str, Callable[[Error], Float[Tensor, "H W"]]]:
     found: dict[str, Callable[[Error], Tensor]] = {
         "random": lambda e: torch.rand(e.x.shape[2:], generator=e.generator),
         "LRP, epsilon-plus": lambda e: peers.methods(e.model, "features.20", "features.20")["LRP, epsilon-plus"](
-            e.x, torch.tensor([marked.WRONG])
+            e.x, torch.tensor([e.marked.mark.wrong])
         )[0].sum(0),
-        "whole network": lambda e: contributions(e.frozen, marked.WRONG)[0][0].sum(0),
+        "whole network": lambda e: contributions(e.frozen, e.marked.mark.wrong)[0][0].sum(0),
         "contrast": lambda e: contributions(
-            e.frozen, relupath.contrast(marked.WRONG, e.marked.scene.label)
+            e.frozen, relupath.contrast(e.marked.mark.wrong, e.marked.scene.label)
         )[0][0].sum(0),
     }  # fmt: skip
 
@@ -223,7 +224,7 @@ def figure(shown: list[Error]) -> Any:
     """Some errors: the picture, and maps of the wrong class, below each what share of it lies on the mark."""
     made, side, gap = maps(), 1.7, 0.3
     width, height = 0.2 + (side + 0.12) * (len(SHOWN) + 1), 1.05 + (side + gap) * len(shown) + 0.2
-    fig = _canvas.canvas(width, height, f"Told as {creatures.CLASSES[marked.WRONG]} because of the mark")
+    fig = _canvas.canvas(width, height, f"Told as {creatures.CLASSES[shown[0].marked.mark.wrong]} because of the mark")
     for row, error in enumerate(shown):
         bottom = (height - 1.05 - (side + gap) * row - side) / height
         for column, name in enumerate(("picture", *SHOWN)):
@@ -255,10 +256,10 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
             yield f"{name:<40}" + "".join(f"{cell:>36}" for cell in cells)
 
 
-def network(weights: Path | None) -> nn.Module:
+def network(weights: Path | None, mark: marked.Mark) -> nn.Module:
     """The network from a file, or taught, and then kept in the file."""
     if weights is None or not weights.exists():
-        model = marked.taught()
+        model = marked.taught(mark)
         if weights is not None:
             save_file({name: value.contiguous() for name, value in model.state_dict().items()}, weights)
         return model
@@ -271,16 +272,18 @@ def main() -> None:
     """Teach, look for errors, measure, print the tables, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=34, help="unseen scenes (default: %(default)s)")
+    parser.add_argument("--mark", choices=marked.MARKS, default="magenta", help="default: %(default)s")
     parser.add_argument("--weights", type=Path, help="the network; taught and written where there is no such file")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--output", type=Path, help="the figure: .png, .pdf or .svg")
     options = parser.parse_args()
-    model = network(options.weights)
+    mark = marked.MARKS[options.mark]
+    model = network(options.weights, mark)
     seeds = range(asked.FIRST, asked.FIRST + options.count)
-    every = list(errors(model, seeds))
+    every = list(errors(model, seeds, mark))
     caused = [error for error in every if error is not None]
     rows = [measured(error) for error in tqdm(caused, "errors", file=sys.stderr, disable=None)]
-    area = marked.SIDE**2 / creatures.SIZE**2
+    area = mark.side**2 / creatures.SIZE**2
     found = {"scenes": len(every), "errors": len(rows), "area": area, **report(rows)}
     print("\n".join(lines(found)))
     asked.write(options.json, found)

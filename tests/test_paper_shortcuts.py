@@ -15,16 +15,18 @@ from relupath import Beam, Mass, ablate, channels, creatures, find_paths, logit,
 
 EXPECTED = Path(__file__).parents[1] / "paper" / "expected" / "shortcuts.json"
 
+MARK = marked.MARKS["magenta"]
+
 
 @pytest.fixture(scope="module")
 def scene():
-    return next(s for s in map(creatures.draw, range(asked.FIRST, asked.FIRST + 50)) if s.label != marked.WRONG)
+    return next(s for s in map(creatures.draw, range(asked.FIRST, asked.FIRST + 50)) if s.label != MARK.wrong)
 
 
 @pytest.fixture(scope="module")
 def error(scene):
     """A scene in the network of the package, which the mark does not mislead."""
-    return shortcuts.Error(models.load("creatures").model, marked.marked(scene))
+    return shortcuts.Error(models.load("creatures").model, marked.marked(scene, MARK))
 
 
 @pytest.fixture(scope="module")
@@ -37,34 +39,34 @@ def by_hand(scene):
         parameter.data.zero_()
     model[0].weight.data[0, :, 0, 0] = torch.tensor([1.0, -1, 1])
     model[0].bias.data = torch.tensor([-4.0, 1, 1, 1])
-    model[4].weight.data[marked.WRONG, 0] = 100
+    model[4].weight.data[MARK.wrong, 0] = 100
     model[4].weight.data[scene.label, 1] = 1
-    return shortcuts.Error(model.eval(), marked.marked(scene))
+    return shortcuts.Error(model.eval(), marked.marked(scene, MARK))
 
 
 def test_the_mark_is_a_square_on_the_background(scene):
-    found = marked.marked(scene)
-    assert found.where.sum() == marked.SIDE**2
+    found = marked.marked(scene, MARK)
+    assert found.where.sum() == MARK.side**2
     assert scene.parts["background"][found.where].all()
-    assert (found.image[found.where] == marked.COLOUR).all()
+    assert (found.image[found.where] == MARK.colour).all()
     assert (found.image[~found.where] == scene.image[~found.where]).all()
-    assert (marked.marked(scene).where == found.where).all()
+    assert (marked.marked(scene, MARK).where == found.where).all()
 
 
 def test_what_is_cut_is_what_ablate_cuts(error, unchecked):
     plan = shortcuts.Plan(Mass(0.5, 2))
     cuts = shortcuts.units(error, plan)
-    path = find_paths(error.frozen, marked.WRONG, plan.search).paths[0]
+    path = find_paths(error.frozen, MARK.wrong, plan.search).paths[0]
     assert {*cuts} == {*path.layers}
     logits = shortcuts.told(error.model, error.x, cuts)[0]
-    for k in (0, marked.WRONG):
+    for k in (0, MARK.wrong):
         assert float(ablate(error.frozen, path, logit(k)).ablated) == pytest.approx(float(logits[k]), rel=1e-4)
     assert torch.equal(shortcuts.told(error.model, error.x, {}), error.model(error.x)), "the model is itself again"
 
 
 def test_the_units_of_all_paths_are_cut(error):
     plan = shortcuts.Plan(Beam(4, 2))
-    ranked = find_paths(error.frozen, marked.WRONG, plan.search).ranked[0]
+    ranked = find_paths(error.frozen, MARK.wrong, plan.search).ranked[0]
     named = {(step.layer, unit) for path in ranked for step in path.steps for unit in step.units}
     cuts = shortcuts.units(error, plan)
     assert len(ranked) == 4
@@ -93,7 +95,7 @@ def test_a_share_on_the_mark_is_that_of_the_values_there():
 
 
 def test_a_shortcut_set_by_hand_is_found_and_cut(by_hand):
-    assert by_hand.predicted == marked.WRONG
+    assert by_hand.predicted == MARK.wrong
     where = torch.from_numpy(by_hand.marked.where)
     made = shortcuts.maps()
     for name in ("whole network", "Mass, half, all layers", "Greedy", "Exact"):
@@ -104,11 +106,11 @@ def test_a_shortcut_set_by_hand_is_found_and_cut(by_hand):
     assert [int(mask.sum()) for mask in cuts.values()] == [96 * 96]
     label = by_hand.marked.scene.label
     assert shortcuts.told(by_hand.model, by_hand.beside, cuts).argmax(1).tolist() == [label] * 3
-    assert by_hand.wanted == [label, label, marked.WRONG]
+    assert by_hand.wanted == [label, label, MARK.wrong]
 
 
 def test_an_error_is_caused_by_the_mark_only_where_the_network_is_right_without(error):
-    found = [*shortcuts.errors(error.model, range(error.seed, error.seed + 2))]
+    found = [*shortcuts.errors(error.model, range(error.seed, error.seed + 2), MARK)]
     assert found == [None] * len(found), "the network of the package does not go by the mark"
 
 
@@ -129,7 +131,7 @@ def test_the_figures_checked_in_say_where_paths_win_and_lose():
 def test_a_network_taught_anew_gives_the_figures_checked_in(unchecked):
     want = json.loads(EXPECTED.read_text())
     seeds = range(asked.FIRST, asked.FIRST + 34)
-    caused = [error for error in shortcuts.errors(marked.taught(), seeds) if error is not None]
+    caused = [error for error in shortcuts.errors(marked.taught(MARK), seeds, MARK) if error is not None]
     assert abs(len(caused) - want["errors"]) <= 3
     made = shortcuts.maps()
     for name in ("whole network", "Mass, half, 4 layers", "Mass, half, all layers", "LRP, epsilon-plus"):
