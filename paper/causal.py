@@ -41,6 +41,7 @@ SEARCHES: dict[str, Search] = {
 SHORT = ("Exact",)
 """Searches that are measured where there are few layers only: through many, to prove the best path takes too long."""
 FEW = 5
+"""So many layers are few."""
 PARTITIONS = {"neurons": relupath.neurons, "channels": relupath.channels}
 DEPTHS = (1, 2, 4)
 """Layers from the top; beside these, the whole path."""

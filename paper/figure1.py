@@ -70,7 +70,7 @@ def applied(
         depth = len(path) - (path.input is not None)
         paths += [path.top(min(k or depth, depth)) for k in LAYERS.values()]
     models = [relupath.linear_model(frozen, c, path) for path in paths]
-    weights, biases = (torch.cat([getattr(model, part) for model in models]) for part in ("weight", "bias"))
+    weights, biases = torch.cat([model.weight for model in models]), torch.cat([model.bias for model in models])
     return c, (weights.flatten(1) @ x.flatten(1).T + biases[:, None]).tolist(), biases.tolist()
 
 

@@ -269,7 +269,7 @@ def main() -> None:
         found["quantus"] = summary_of_quantus(by_quantus(model, x, options.batch))
         known = (*known, "quantus")
     else:
-        print("Quantus is not installed: its half is left out (see the top of this script)", file=sys.stderr)
+        print("Quantus is not installed: its half is left out (pip install 'relupath[quantus]')", file=sys.stderr)
     found |= {"versions": {name: version(name) for name in known}, "first": records[:FIRST]}
     print(table(found))
     asked.write(options.json, found)

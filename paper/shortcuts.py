@@ -282,9 +282,11 @@ def main() -> None:
     seeds = range(asked.FIRST, asked.FIRST + options.count)
     every = list(errors(model, seeds, mark))
     caused = [error for error in every if error is not None]
+    if not caused:
+        parser.error("the mark caused no error on these scenes: give more of them by --count")
     rows = [measured(error) for error in tqdm(caused, "errors", file=sys.stderr, disable=None)]
     area = mark.side**2 / creatures.SIZE**2
-    found = {"scenes": len(every), "errors": len(rows), "area": area, **report(rows)}
+    found = {"mark": options.mark, "scenes": len(every), "errors": len(rows), "area": area, **report(rows)}
     print("\n".join(lines(found)))
     asked.write(options.json, found)
     if options.output:

@@ -31,7 +31,7 @@ WITHIN = json.loads((EXPECTED / "tolerances.json").read_text())
 def within(kind: str, numbers: object, scale: float = 1.0) -> object:
     """Numbers as near to those that are checked in as their tolerance says; the absolute one times a scale."""
     least = WITHIN[kind]
-    return pytest.approx(numbers, rel=least.get("rel"), abs=least["abs"] * scale)
+    return pytest.approx(numbers, rel=least.get("rel"), abs=least.get("abs", 0) * scale)
 
 
 def refusal(run: Callable[[], object], *errors: type[Exception]) -> str | None:

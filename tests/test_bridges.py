@@ -288,7 +288,8 @@ def test_whole_numbers_are_refused_that_would_cut_a_map_off(unchecked, vgg):
 @pytest.mark.parametrize("explain", [QuantusExplainer(), QuantusExplainer(relupath.Mass(0.9), summed=False)])
 @pytest.mark.filterwarnings("ignore")
 def test_metrics_of_quantus_run_on_it(explain):
-    quantus = pytest.importorskip("quantus", reason="needs pip install 'relupath[quantus]'")
+    import quantus
+
     parts = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)
     model = randomise(nn.Sequential(*parts), 2, torch.float32).requires_grad_(False)
     x, classes = torch.randn(4, 3, 8, 8).numpy(), np.array([1, 0, 3, 4])

@@ -172,8 +172,8 @@ def test_the_causal_check_is_that_of_the_library(place):  # noqa: F811
 
 
 @pytest.mark.parametrize(("asked", "said"), [
-    (("--width", "3"), "width does not belong to the search greedy"),
-    (("--search", "beam", "--share", "0.5"), "share does not belong to the search beam"),
+    (("--width", "3"), "'width' does not belong to the search greedy"),
+    (("--search", "beam", "--share", "0.5"), "'share' does not belong to the search beam"),
     (("--partition", "colours"), "no partition 'colours': expected neurons, channels, locations, axis:N or heads:N"),
     (("--partition", "heads:x"), "no partition 'heads:x'"),
     (("--partition", "channels:2"), "no partition 'channels:2'"),

@@ -178,6 +178,28 @@ def test_a_folder_is_evaluated(photos, place):  # noqa: F811
     assert "deletion by channel ↓" in result.stdout
 
 
+def test_the_command_leaves_steps_out_and_says_so(place):  # noqa: F811
+    (place / "large").mkdir()
+    pictures = [picture(seed, 70) for seed in range(2)]
+    for number, one in enumerate(pictures):
+        one.image.save(place / "large" / f"{number}.png")
+    (place / "pooled.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef net():\n    torch.manual_seed(0)\n"
+        "    parts = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)\n"
+        "    return nn.Sequential(*parts)\n"
+    )
+    words = ("large", "--model", "pooled.py:net", "--quiet", "--search", "mass", "--json", "n.json")
+    means = []
+    for more in ((), ("--tolerance", "0.001")):
+        result = run(*words, *more, command="evaluate")
+        assert result.exit_code == 0, result.output
+        data = json.loads((place / "n.json").read_text())
+        assert data["tolerance"] == (0.001 if more else None)
+        assert ("by less than 0.001" in result.stdout) == bool(more)
+        means.append(np.array([figure["mean"] for figure in data["figures"]]))
+    assert 0 < np.abs(means[0] - means[1]).max() < 0.01
+
+
 def test_searches_and_their_numbers_are_chosen(photos, place):  # noqa: F811
     asked = ["--search", "mass", "--search", "beam", "--share", "0.9", "--k", "3", "--partition", "channels"]
     result = run("photos", *MINE, *asked, "--target", "cat", "--csv", "x.csv", "--json", "n.json", command="evaluate")
@@ -199,11 +221,12 @@ def test_searches_and_their_numbers_are_chosen(photos, place):  # noqa: F811
         (["photos", "photos/list.txt", *MINE], 1, "not a picture"),
         (["photos", *MINE, "--target", "9"], 2, "out of range"),
         (["photos", *MINE, "--search", "best"], 2, "best"),
-        (["photos", *MINE, "--search", "mass", "--k", "2"], 2, "k does not belong to the search mass"),
+        (["photos", *MINE, "--search", "mass", "--k", "2"], 2, "'k' does not belong to the search mass"),
         (["photos", *MINE, "--search", "mass", "--share", "7"], 2, "share"),
         (["photos", *MINE, "--partition", "atoms"], 2, "no partition"),
         (["photos", *MINE, "--layers", "conv9"], 2, "no hidden layer"),
         (["photos", *MINE, "--tolerance", "-1"], 2, "not in the range"),
+        (["photos", *MINE, "--tolerance", "nan"], 2, "nan is no number"),
         (["photos", *MINE, "--csv", "f.txt"], 2, "must end in .csv"),
         (["photos", *MINE, "-o", "f.jpg"], 2, "must end in"),
         (["photos", *MINE, "-o", "photos/b.png"], 2, "overwrite the photo"),

@@ -45,7 +45,7 @@ from relupath.errors import RelupathError
 from relupath.explorer import Explorer, Names
 from relupath.images import Picture
 from relupath.models import Classifier, load
-from relupath.runs import shares
+from relupath.runs import layers_asked, shares
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 SIZE = 17
@@ -710,9 +710,67 @@ def test_all_layers_can_be_asked_for_and_those_of_units_in_common_are_kept():
     assert first() == {"3"}
 
 
-def test_every_layer_is_asked_where_the_classes_meet_in_none():
-    model = nn.Sequential(nn.Conv2d(3, 5, 1, groups=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    explorer = Explorer(replace(tiny(), model=randomise(model, 0)))
-    key = explorer.add(photo(0))
-    told = explorer.answer({"ask": "node", "picture": key})["children"]
-    assert {child["layer"] for child in told if child["kind"] == "path"} == {"1"}
+class Branched(nn.Module):
+    """Two branches at the top of one trunk: one with a channel for every class, one that all classes share."""
+
+    def __init__(self, shared=True):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
+        self.own = nn.Sequential(nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 5, 1, groups=5), nn.ReLU())
+        self.common = nn.Sequential(nn.Conv2d(6, 4, 1), nn.ReLU()) if shared else None
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        h = self.trunk(x)
+        logits = self.own(h).mean((2, 3))
+        return logits if self.common is None else logits + self.head(self.common(h).mean((2, 3)))
+
+
+def positive(model):
+    """All weights above zero, so that on a picture that is above zero every gate is open."""
+    for parameter in model.double().parameters():
+        parameter.data.abs_()
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("shared", "left"),
+    [(True, {"trunk.1", "own.1", "own.3", "common.1"}), (False, {"trunk.1"})],
+)
+def test_levels_are_kept_from_the_first_that_serves_both_classes_on(shared, left):
+    """Of a level in which one layer is shared, none goes; of two that are not, both go."""
+    torch.manual_seed(0)
+    frozen = relupath.freeze(positive(Branched(shared)), torch.rand(1, 3, 8, 8, dtype=torch.float64))
+    found = layers_asked(frozen, None, channels, (logit(1), logit(3)))
+    assert {layer.name for layer in found} == left
+    assert found == sorted(found, key=frozen.layers.index), "in the order of execution"
+    assert layers_asked(frozen, "all", channels, (logit(1), logit(3))) == list(frozen.layers)
+
+
+def test_all_layers_stay_where_the_classes_meet_in_none():
+    """One class is closed at the picture: nothing passes any layer for it."""
+    model = positive(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(),
+                                   nn.AdaptiveAvgPool2d(1), nn.Flatten()))  # fmt: skip
+    model[2].bias.data[3] = -1e6
+    frozen = relupath.freeze(model, torch.rand(1, 3, 8, 8, dtype=torch.float64))
+    assert layers_asked(frozen, None, channels, (logit(1), logit(3))) == list(frozen.layers)
+
+
+def test_a_tree_is_that_of_both_classes():
+    """Against a class that is closed at the picture the tree of the same target has other layers."""
+    model = positive(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(),
+                                   nn.AdaptiveAvgPool2d(1), nn.Flatten()))  # fmt: skip
+    model[2].bias.data[3] = -1e6
+    explorer = Explorer(Names(CLASSES))
+    frozen = relupath.freeze(model, torch.rand(1, 3, 8, 8, dtype=torch.float64))
+    key = explorer.add_recorded(frozen)
+    for against, layer in ((0, "1"), (3, "3"), (0, "1")):
+        question = {"picture": key, "target": 1, "against": against}
+        answer = explorer.answer({"ask": "node", **question})
+        assert {child["layer"] for child in answer["children"] if child["kind"] == "path"} == {layer}
+        assert answer["left_out"] == (["3"] if layer == "1" else [])
+        steps = explorer.answer({"ask": "paths", **question})["paths"][0]["name"]
+        assert steps.startswith(f"{layer}[")
+    named = {"ask": "node", "picture": key, "target": 1, "layers": "3"}
+    assert explorer.answer({**named, "against": 0}) == explorer.answer({**named, "against": 3})
+    assert explorer.answer({**named, "against": 0})["left_out"] == []

@@ -93,12 +93,19 @@ def test_a_model_that_says_the_same_everywhere_is_called_biased():
     assert alone["stands_out"] is None, "the others are all alike"
 
 
+def test_of_many_inputs_no_matrix_is_written():
+    values = np.random.default_rng(0).normal(size=(figure1.MATRICES + 1,) * 2)
+    assert "values" not in figure1.told(values, values[0], range(len(values)))
+    assert "values" in figure1.told(values[1:, 1:], values[0, 1:], range(len(values) - 1))
+
+
 def test_a_middle_is_a_median_in_an_interval_that_narrows():
     few, many = (asked.middle(np.random.default_rng(1).normal(3, 1, count)) for count in (20, 2000))
     for found in (few, many):
         assert found["low"] < found["middle"] < found["high"]
         assert found["low"] < 3 < found["high"]
     assert many["high"] - many["low"] < (few["high"] - few["low"]) / 5
+    assert many["high"] - many["low"] == pytest.approx(2 * 1.96 * (np.pi / 2 / 2000) ** 0.5, rel=0.2), "that of 95 %"
     assert asked.middle(np.array([])) is None
 
 

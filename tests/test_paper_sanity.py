@@ -54,7 +54,6 @@ def test_maps_that_are_the_same_everywhere_are_not_alike():
 
 @pytest.mark.filterwarnings("ignore")
 def test_quantus_finds_that_the_input_survives_and_that_w_explains(linear, unchecked):
-    pytest.importorskip("quantus", reason="needs pip install 'relupath[quantus]'")
     x = torch.randn(4, 3, 8, 8)
     told = sanity.by_quantus(linear, x, 2, ["W x", "Mass .5, top layer", "the input itself"])
     for test in ("top down", "top down, signed", "independent"):

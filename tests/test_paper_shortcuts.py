@@ -44,13 +44,14 @@ def by_hand(scene):
     return shortcuts.Error(model.eval(), marked.marked(scene, MARK))
 
 
-def test_the_mark_is_a_square_on_the_background(scene):
-    found = marked.marked(scene, MARK)
-    assert found.where.sum() == MARK.side**2
+@pytest.mark.parametrize("mark", marked.MARKS.values())
+def test_the_mark_is_a_square_on_the_background(scene, mark):
+    found = marked.marked(scene, mark)
+    assert found.where.sum() == mark.side**2
     assert scene.parts["background"][found.where].all()
-    assert (found.image[found.where] == MARK.colour).all()
+    assert (found.image[found.where] == mark.colour).all()
     assert (found.image[~found.where] == scene.image[~found.where]).all()
-    assert (marked.marked(scene, MARK).where == found.where).all()
+    assert (marked.marked(scene, mark).where == found.where).all()
 
 
 def test_what_is_cut_is_what_ablate_cuts(error, unchecked):

@@ -10,6 +10,7 @@ from captum.attr import LayerGradCam
 from torch import nn
 
 import asked
+import cifar10
 import partly
 import peers
 import steps
@@ -298,6 +299,22 @@ def test_the_table_was_made_of_all_methods_on_two_halves():
         best = max((rows[name]["insertion"]["mean"], name) for name in part["best_peer"].values())
         assert best[1] == part["best_peer"]["insertion"]
         assert rows[part["best_peer"]["deletion"]]["deletion_less_best_peer"]["mean"] == 0
+
+
+def test_masks_are_the_definition_where_no_pooling_takes_another_route():
+    torch.manual_seed(0)
+    net = cifar10.network()
+    found, x = table.as_the_authors(net), torch.randn(3, 3, 32, 32)
+    assert len(found) == 2 * 4 * 4
+    frozen, c = freeze(net, x), net(x).argmax(1)
+    for width, depth in (("1", "all layers"), ("16", "1 layer"), ("any", "2 layers")):
+        defined, masked = (found[f"{name}, width {width}, {depth}"](frozen, c) for name in ("Selective", table.MASKED))
+        wide = Selective(None if width == "any" else int(width), {"1": 1, "2": 2}.get(depth[0]))
+        torch.testing.assert_close(defined, contributions(frozen, c, wide)[0])
+        if depth != "2 layers":
+            torch.testing.assert_close(masked, defined, atol=1e-5, rtol=1e-3)
+        else:
+            assert 0 < (masked - defined).abs().sum() < 0.5 * defined.abs().sum()
 
 
 def test_what_is_measured_unasked_are_methods_of_the_task(data):

@@ -274,6 +274,20 @@ def test_what_bends_is_among_the_limits(made):
     assert "bend" not in made.summary
 
 
+def test_a_layer_on_which_no_unit_is_for_both_classes_is_left_out_and_named(made):
+    parts = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    torch.manual_seed(3)
+    forked = Classifier("net", nn.Sequential(*parts).eval(), to_tensor, NAMES)
+    assert (forked.model(to_tensor(PICTURE.image)[None]) > 0).sum() > 1, "something speaks for both classes"
+    said = module.report(forked, PICTURE, extent=module.Extent(depth=1, width=2))
+    assert "The trees are not split at 3:" in said.summary
+    assert "not split" not in made.summary
+    trees = [answer for answer in said.answers.values() if answer["ask"] == "node" and answer["node"]["kind"] == "path"]
+    assert {tuple(tree["left_out"]) for tree in trees} == {("3",)}
+    roots = [tree for tree in trees if tree["node"]["layer"] is None]
+    assert {child["layer"] for tree in roots for child in tree["children"] if child["kind"] == "path"} == {"1"}
+
+
 def test_the_error_of_the_network_is_told(made):
     frozen = relupath.freeze(network().model, to_tensor(PICTURE.image)[None])
     first = int(frozen.output[0].argmax())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ TARGET = (
 )
 
 
+def _number(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    """What stands for no number is no number."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no number")
+    return value
+
+
 def given(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
     """A decorator that gives a command some options."""
 
@@ -48,7 +56,7 @@ SCENES = click.option(
     "--scene", type=click.IntRange(min=0), help="Without a photo: the seed of the scene that is drawn."
 )
 STRATEGY = (
-    click.option("--layers", help="Layers for the path: names separated by commas, or every:K.  [default: all]"),
+    click.option("--layers", help="Layers for the path: names separated by commas, every:K or all.  [default: all]"),
     click.option("--depth", type=click.IntRange(min=1), help="Use only so many layers from the top."),
     click.option("--width", type=int, help="selective: at most so many units a level.  [default: 64]"),
     click.option("--classes", type=int, help="selective: how many classes are compared.  [default: 10]"),
@@ -78,6 +86,7 @@ MEASURING = (
     click.option(
         "--tolerance",
         type=click.FloatRange(min=0),
+        callback=_number,
         help="Leave out steps of a curve that move its area by less, by estimate.  [default: take every step]",
     ),
     click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="The areas, photo by photo."),

@@ -33,12 +33,14 @@ class Tree:
         root: the tree.
         paths: the paths.
         answer: what was said about the paths.
+        left_out: layers on top at which it is not split, see ``runs.layers_asked``.
         lock: held while it is used.
     """
 
     root: Node | None = None
     paths: Sequence[Path] = ()
     answer: dict[str, Any] | None = None
+    left_out: tuple[str, ...] = ()
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def nbytes(self, frozen: Frozen) -> int:

@@ -226,6 +226,11 @@ class Told:
                 f"Some operations of this network ({text(kinds)}) bend rather than switch: they are held at what they "
                 "are at this picture, and the sums are exact with them held."
             )
+        if left_out := self.ask({"ask": "node", "on": "target", "path": []})["left_out"]:
+            yield (
+                f"The trees are not split at {text(', '.join(left_out))}: no unit there is for both classes, so that "
+                "below it there would be nothing to compare."
+            )
         yield "It says how the network came to its output, not whether that is right, nor why the world is so."
         yield "Units have numbers, not names: what one stands for must be seen in many pictures."
         yield "Where in the picture a bias lies is a convention; its sum is exact."

@@ -128,6 +128,8 @@ def faithfulness(found: Evaluation) -> str:
                 "",
                 f"{method}: all zero at {count} of {len(found.pictures)} pictures: pixels are at random there",
             ]
+    if found.tolerance is not None:
+        lines += ["", f"steps that move an area by less than {found.tolerance:g}, by estimate, were left out"]
     lines += ["", "\N{UPWARDS ARROW} higher is better, \N{DOWNWARDS ARROW} lower is better; random is the control"]
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -52,6 +53,15 @@ def plane(values: Float[Tensor, "..."]) -> Float[Tensor, "H W"]:
     while values.ndim > 2:
         values = values.sum(0)
     return values if values.ndim == 2 else values.reshape(1, -1)
+
+
+def guessed(x: Float[Tensor, "..."]) -> Image.Image | None:
+    """An input that looks like a picture, stretched to black and white; None for others."""
+    if x.ndim != 3 or x.shape[0] not in (1, 3) or min(x.shape[1:]) < 4:
+        return None
+    low, high = x.amin(), x.amax()
+    scaled = ((x - low) / (high - low).clamp(min=1e-12) * 255).round().expand(3, *x.shape[1:])
+    return Image.fromarray(scaled.permute(1, 2, 0).to(torch.uint8).cpu().numpy())
 
 
 def picture_of(shown: UInt8[np.ndarray, "H W 3"]) -> dict[str, Any]:

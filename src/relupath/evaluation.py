@@ -40,10 +40,11 @@ class Evaluation:
         methods: their names; the last one is the random control.
         measures: insertion and deletion, and the variant of the paper's authors if it was asked for.
         areas: one number a measure, method and picture.
-        curves: the score after each step, the mean over the pictures.
+        curves: the score after each step, the mean over the pictures; of steps that were left out, on a line.
         empty: for each method, at how many pictures its map is all zero, so that all pixels are at random.
         notes: sentences that a person should read.
         searches: for each method that is a search, the strategy as it prints.
+        tolerance: within which steps were left out; None: none were.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Evaluation:
     empty: tuple[int, ...]
     notes: tuple[str, ...] = ()
     searches: Mapping[str, str] = field(default_factory=dict)
+    tolerance: float | None = None
 
     def interval(self, measure: str, method: str) -> metrics.Interval:
         """The mean area over the pictures and its bootstrap interval."""
@@ -87,7 +89,8 @@ class Evaluation:
         ]
         words = {"model": self.model, "pictures": list(self.pictures), "targets": list(self.targets)}
         empty = dict(zip(self.methods, self.empty, strict=True))
-        return {"format": FORMAT, **words, "figures": figures, "empty": empty, "searches": dict(self.searches)}
+        plan = {"searches": dict(self.searches), "tolerance": self.tolerance}
+        return {"format": FORMAT, **words, "figures": figures, "empty": empty, **plan}
 
     def to_csv(self) -> str:
         """One line a picture and method, with a column for each measure."""
@@ -171,6 +174,7 @@ def evaluate(
         tuple(empty),
         tuple(notes),
         {name: repr(plan.search) for name, plan in plans.items()},
+        tolerance,
     )
 
 

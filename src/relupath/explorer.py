@@ -83,6 +83,11 @@ class _View:
         return logit(t), logit(p), contrast(t, p)
 
     @property
+    def asked(self) -> tuple[Target, ...]:
+        """What a tree or a search depends on: where no layers are named, on both classes."""
+        return (self.functional,) if self.question.layers is not None else (self.functional, *self.functionals)
+
+    @property
     def units(self) -> dict[str, Any]:
         """Layers and partition of trees and searches."""
         partition = plans.partition(self.question.partition)
@@ -158,7 +163,7 @@ class Explorer:
                 f"one input is explored at a time; this recording holds {frozen.batch}: freeze one of them"
             )
         x = frozen.inputs[0].output[0]
-        image = _guessed(x) if image is None else image
+        image = _wire.guessed(x) if image is None else image
         seen = None if image is None else _wire.reduced(image)
         return self.shelf.hold(Held(name, x, seen, (), "# frozen = relupath.freeze(model, x)", frozen))
 
@@ -223,8 +228,9 @@ class Explorer:
             node, above = _walk(tree.root, question.path)
             said = [_wire.node_of(child, node, self.side) for child in node.children]
             own = _wire.node_of(node, above, self.side)
+            left_out = list(tree.left_out)
         code = None if own["path"] is None else _wire.python_of(view.held.python, _code(view.functional), node.path)
-        return {"node": own, "children": said, "python": code}
+        return {"node": own, "children": said, "python": code, "left_out": left_out}
 
     def _compare(self, question: Question) -> dict[str, Any]:
         view = self._view(question)
@@ -286,12 +292,15 @@ class Explorer:
         """The tree that is asked about, for one thread at a time."""
         q = view.question
         search = _searched(q) if q.root.startswith("found:") else None
-        key = ("tree", view.functionals, q.on, q.partition, q.layers, q.width, q.root, search)
+        key = ("tree", view.asked, q.partition, q.layers, q.width, q.root, search)
         tree = self.shelf.tree(view.recording, key)
         with tree.lock:
             if tree.root is None:
                 begin = self._root(view)
-                tree.root = decompose(view.frozen, view.functional, **view.units, width=q.width, path=begin)
+                units = view.units
+                tree.root = decompose(view.frozen, view.functional, **units, width=q.width, path=begin)
+                if q.layers is None:
+                    tree.left_out = tuple(layer.name for layer in view.frozen.layers if layer not in units["layers"])
             yield tree
         self.shelf.trim()
 
@@ -308,7 +317,7 @@ class Explorer:
     def _found(self, view: _View) -> Tree:
         """The paths of the search that is asked for."""
         q = view.question
-        tree = self.shelf.tree(view.recording, ("found", view.functionals, q.on, q.partition, q.layers, _searched(q)))
+        tree = self.shelf.tree(view.recording, ("found", view.asked, q.partition, q.layers, _searched(q)))
         with tree.lock:
             if tree.answer is None:
                 strategy = plans.search(q.search, q.numbers)
@@ -388,12 +397,3 @@ def _code(target: Target) -> str:
     if target.minus is None:
         return f"relupath.logit({target.plus})"
     return f"relupath.contrast({target.plus}, {target.minus})"
-
-
-def _guessed(x: Float[Tensor, "..."]) -> Image.Image | None:
-    """An input that looks like a picture, stretched to black and white; None for others."""
-    if x.ndim != 3 or x.shape[0] not in (1, 3) or min(x.shape[1:]) < 4:
-        return None
-    low, high = x.amin(), x.amax()
-    scaled = ((x - low) / (high - low).clamp(min=1e-12) * 255).round().expand(3, *x.shape[1:])
-    return Image.fromarray(scaled.permute(1, 2, 0).to(torch.uint8).cpu().numpy())

@@ -49,7 +49,7 @@ def search(name: str, numbers: Mapping[str, Any], others: Sequence[str] = ()) ->
     known = {number for one in (name, *others) for number in SEARCHES[one][1]}
     for number, value in numbers.items():
         if value is not None and number not in known:
-            raise UsageError(f"{number} does not belong to the search {' and '.join(others or (name,))}")
+            raise UsageError(f"{number!r} does not belong to the search {' and '.join(others or (name,))}")
     given = {number: numbers[number] for number in mine if numbers.get(number) is not None}
     if "share" in given:
         given["share"] = float(given["share"])

@@ -347,9 +347,9 @@ def layers_named(frozen: Frozen, layers: str) -> list[Layer]:
         if not step.isdecimal() or int(step) < 1:
             raise UsageError(f"layers every:K needs a whole number K of at least 1; got {step!r}")
         return list(frozen.layers[:: -int(step)])[::-1]
-    if layers == "all":
-        return frozen.layers_of_paths(None)
     known = {layer.name for layer in frozen.layers}
+    if layers == "all" and layers not in known:
+        return frozen.layers_of_paths(None)
     given = [name.strip() for name in layers.split(",")]
     return [frozen.layer(n if n in known or not n.removeprefix("-").isdecimal() else int(n)) for n in given]
 
@@ -358,7 +358,8 @@ def layers_asked(frozen: Frozen, wanted: str | None, partition: Partition, targe
     """The layers named, see ``layers_named``, or all, but for levels at the top where no unit serves several targets.
 
     Where every class has units of its own, such as the channels that SqueezeNet ends in, a path over them is of one
-    class alone: nothing of another class passes it, and below it there is nothing to compare.
+    class alone: nothing of another class passes it, and below it there is nothing to compare. Where no level has a
+    unit in common, as where nothing at all speaks for one of the targets, all stay.
     """
     if wanted is not None:
         return layers_named(frozen, wanted)
@@ -370,7 +371,8 @@ def layers_asked(frozen: Frozen, wanted: str | None, partition: Partition, targe
         for layer, *cotangents in zip(level, *pulled, strict=True):
             passed = [partitions[layer].scores(v * layer.output) != 0 for v in cotangents]
             if bool((torch.stack(passed).sum(0) > 1).any()):
-                return [layer for kept in levels[number:] for layer in kept]
+                left_out = {layer for above in levels[:number] for layer in above}
+                return [layer for layer in layers if layer not in left_out]
     return layers
 
 

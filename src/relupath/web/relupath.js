@@ -11,7 +11,7 @@
  * @typedef {{role: string, value: number, weight_part: number, bias: number, map: WireMap}} Row
  * @typedef {{key: string, kind: "path" | "rest" | "bias" | "by-pass", layer: string | null, unit: string | null,
  *            value: number, weight_part: number, bias: number, map: WireMap | null, path: any, name?: string}} Share
- * @typedef {{node: Share, children: Share[], python: string | null}} NodeAnswer
+ * @typedef {{node: Share, children: Share[], python: string | null, left_out: string[]}} NodeAnswer
  * @typedef {{model: string, notes: string[], pictures: {id: string, name: string}[], partitions: string[],
  *            searches: Record<string, string[]>, adds: boolean, draws: boolean, classes: string[]}} Hello
  * @typedef {{picture: {id: string, name: string, image: WireImage | null, notes: string[]}, best: Score[],
@@ -975,7 +975,8 @@ class RelupathView extends HTMLElement {
 
   /** @param {HTMLElement} column @param {NodeAnswer} answer @param {string[]} prefix */
   rows(column, answer, prefix) {
-    const { node, children } = answer;
+    const { node, children, left_out: leftOut } = answer;
+    const without = prefix.length === 0 && leftOut.length ? `Not split at ${leftOut.join(", ")}: no unit there is for both classes.` : "";
     const layers = [...new Set(children.filter((c) => c.kind === "path").map((c) => c.layer ?? ""))];
     const { common, own } = apart(layers);
     const scale = scaleOf([node.value, ...children.map((c) => c.value)]);
@@ -1007,7 +1008,8 @@ class RelupathView extends HTMLElement {
       h("ol", {}, ...items),
       h("footer", { "data-sum": sum, "data-value": node.value, class: adds ? null : "wrong" },
         children.length === 0 ? "Here the path ends."
-          : h("span", {}, `${children.length === 1 ? "1 share" : `${children.length} shares`}${shape}`), h("span", { class: "number" }, children.length ? `\u03a3 ${told(total, scale)}` : "")));
+          : h("span", {}, `${children.length === 1 ? "1 share" : `${children.length} shares`}${shape}`), h("span", { class: "number" }, children.length ? `\u03a3 ${told(total, scale)}` : ""),
+        without ? h("p", { title: "Under Units, layers: all shows it" }, without) : null));
     column.dataset.filled = "yes";
     column.setAttribute("aria-label", `shares on ${title}`);
     this.group(`column ${column.dataset.key}`, members);
