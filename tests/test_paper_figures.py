@@ -58,7 +58,7 @@ def test_figure_1_of_the_whole_network_is_what_elsewhere_gives(classifier, pictu
     assert np.array(found["values"]) == near(elsewhere(classifier, pictures).values[0])
 
 
-@pytest.mark.parametrize("name", ["figure1"])
+@pytest.mark.parametrize("name", ["figure1", "figure1-squeezenet"])
 def test_what_figure_1_says_is_that_of_the_inputs_checked_in(name):
     want = expected(name)
     for model in want["models"].values():
