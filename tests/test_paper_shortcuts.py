@@ -128,6 +128,18 @@ def test_the_figures_checked_in_say_where_paths_win_and_lose():
     assert want["cut"]["Exact"]["path: repaired"]["high"] < 0.1
 
 
+@pytest.mark.parametrize("name", ["shortcuts", "shortcuts-cyan"])
+def test_both_networks_are_seen_through_and_neither_cure_is_the_paths_own(name):
+    want = json.loads((EXPECTED.parent / f"{name}.json").read_text())
+    mark = marked.MARKS[want["mark"]]
+    assert want["area"] == pytest.approx(mark.side**2 / creatures.SIZE**2, rel=1e-5)
+    deep, lrp = (want["maps"][method]["size"] for method in ("Mass, half, all layers", "LRP, epsilon-plus"))
+    assert deep["low"] > 1.5 * lrp["high"]
+    cut = want["cut"]["Mass, half, all layers"]
+    assert cut["repaired less random"]["low"] > 0.5
+    assert cut["repaired less gradient x activation"]["low"] <= 0
+
+
 @pytest.mark.slow
 def test_a_network_taught_anew_gives_the_figures_checked_in(unchecked):
     want = json.loads(EXPECTED.read_text())
