@@ -317,6 +317,23 @@ def test_masks_are_the_definition_where_no_pooling_takes_another_route():
             assert 0 < (masked - defined).abs().sum() < 0.5 * defined.abs().sum()
 
 
+def test_masks_and_gates_as_defined_give_the_same_figures():
+    found, like = (json.loads((EXPECTED.parent / f"table-cifar10{name}.json").read_text()) for name in ("-authors", ""))
+    assert (found["chosen_on"], found["reported_on"]) == (500, 500)
+    for order, part in found["orders"].items():
+        rows = part["methods"]
+        pairs = [
+            (name, name.replace("Selective,", f"{table.MASKED},")) for name in rows if name.startswith("Selective,")
+        ]
+        assert len(pairs) == 16
+        for measure in ("insertion", "deletion"):
+            for name, masked in pairs:
+                assert abs(rows[name][measure]["mean"] - rows[masked][measure]["mean"]) < 0.0035, (order, name)
+            for name in {*rows} & {*like["orders"][order]["methods"]}:
+                known = like["orders"][order]["methods"][name][measure]["mean"]
+                assert rows[name][measure]["mean"] == within("areas", known), (order, name)
+
+
 def test_what_is_measured_unasked_are_methods_of_the_task(data):
     squeezenet = table.of_squeezenet(data / "imagenet", data / "squeezenet1_0_imagenet.safetensors")
     authors = table.of_cifar10(data / "cifar10" / "test.zip", data / "toycnn_cifar10.safetensors")
