@@ -138,6 +138,34 @@ def test_figure_3_gives_the_rows_checked_in(classifier, pictures):
         assert got["alike"] == within("figure3", want["alike"])
 
 
+def test_a_photo_gives_the_rows_checked_in(data, unchecked):
+    classifier = models.load("torchvision/squeezenet1_0", data / "squeezenet1_0_imagenet.safetensors")
+    picture = images.read(data / "imagenet" / "000_tench.jpg")
+    like = expected("figure2-squeezenet")["rows"][0]
+    got = figure2.measured(figure2.explained(classifier, picture, neurons))
+    for word in ("target", "plausible", "units_shared"):
+        assert got[word] == like[word]
+    for word in ("target_logit", "target_bias", "plausible_logit", "plausible_bias", "alike"):
+        assert got[word] == within("figure2", like[word]), word
+    got, like = (
+        figure3.measured(figure3.explained(classifier, picture, neurons)),
+        expected("figure3-squeezenet")["rows"][0],
+    )
+    assert got["layers"] == like["layers"]
+    assert got["extent"] == within("figure3", like["extent"])
+    assert np.log(np.abs(got["held"])) == within("figure3, log of held", np.log(np.abs(like["held"])))
+
+
+@pytest.mark.parametrize(("name", "script"), [("figure2", figure2), ("figure3", figure3)])
+def test_on_photos_the_medians_are_those_of_the_rows_of_all_five_hundred(name, script):
+    want = expected(f"{name}-squeezenet")
+    assert len({row["picture"] for row in want["rows"]}) == 500
+    medians = script.told(want["rows"])["medians"]
+    assert [*medians] == [*want["medians"]]
+    for word, value in medians.items():
+        assert value == pytest.approx(want["medians"][word], rel=1e-4), word
+
+
 def test_the_extent_counts_the_fewest_pixels_that_hold_nine_tenths():
     assert figure3.extent(np.array([[0.0, 8, -1], [0.5, 0.5, 0]])) == near(2 / 6)
     assert figure3.extent(np.ones((10, 10))) == near(0.9)
