@@ -122,8 +122,8 @@ def _masked(model: nn.Module, width: int | None, depth: int | None, frozen: relu
     return authors.selective(model, frozen.inputs[0].output, c, width, depth)
 
 
-def of_squeezenet(place: Path, weights: Path) -> Task:
-    """SqueezeNet 1.0 on ImageNet photos."""
+def of_squeezenet(place: Path, weights: Path, order: str = "channels summed") -> Task:
+    """SqueezeNet 1.0 on ImageNet photos, whose pixels are sorted in one way: the pictures are large."""
     classifier = models.load("torchvision/squeezenet1_0", weights)
     known = files.pictures([place])
     photos = [known[n] for n in _mixed(len(known))]
@@ -141,9 +141,8 @@ def of_squeezenet(place: Path, weights: Path) -> Task:
     usual = peers.methods(last, "features.12", "features.12")
     methods = {**usual, **partly.field(last, usual)}
     found = {**searches((64, 1024, 16384, None), (1, 5, 10, None), (1, 5, None)), **partly.searches(last)}
-    summed = {"channels summed": metrics.ranks}
     names = [photo.name for photo in photos]
-    return Task(classifier.model, names, pictures, methods, found, scored, OF_SQUEEZENET, summed)
+    return Task(classifier.model, names, pictures, methods, found, scored, OF_SQUEEZENET, {order: ORDERS[order]})
 
 
 class _One(nn.Module):
@@ -254,6 +253,7 @@ def measured(
     return [
         {
             "number": n, "image": task.names[n], "class": k, "rows": rows, "tolerance": tolerance,
+            "orders": [*task.orders],
             "areas": dict(zip(names, asked.rounded(row), strict=True)),
         }
         for n, k, row in zip(numbers, c.tolist(), found, strict=True)
@@ -289,8 +289,10 @@ def filled(
             raise UsageError(f"{path} was measured at {record.get('rows', 1)} rows a step: give another file")
         if record.get("tolerance") != tolerance:
             raise UsageError(f"{path} was measured with a tolerance of {record.get('tolerance')}: give another file")
-        if any(len(areas) != 2 * len(task.orders) for areas in record["areas"].values()):
-            raise UsageError(f"{path} was measured with another number of orders of the pixels: give another file")
+        if record.get("orders", [*ORDERS][: len(task.orders)]) != [*task.orders] or any(
+            len(areas) != 2 * len(task.orders) for areas in record["areas"].values()
+        ):
+            raise UsageError(f"{path} was measured with other orders of the pixels: give another file")
     missing = {n: [name for name in names if n not in known or name not in known[n]["areas"]] for n in wanted}
     open_ones = [n for n in wanted if missing[n]]
     with path.open("a") as out, tqdm(total=len(open_ones), file=sys.stderr, disable=None) as bar:
@@ -370,10 +372,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=20, help="images at a time (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=1, help="rows' worth of pixels a step (default: %(default)s)")
     parser.add_argument("--tolerance", type=float, help="leave out steps that move an area by less, by estimate")
+    parser.add_argument("--order", choices=ORDERS, default="channels summed", help="of SqueezeNet; others have both")
     parser.add_argument("--methods", nargs="+", help="only these; on CIFAR-10 all but the slow if not given")
     parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
     options = parser.parse_args()
-    task = {"cifar10": of_cifar10, "squeezenet": of_squeezenet}[options.network](options.images, options.weights)
+    given = options.images, options.weights
+    task = of_cifar10(*given) if options.network == "cifar10" else of_squeezenet(*given, options.order)
     known = [*task.peers, *task.searches, CONTROL]
     names = options.methods or task.usual
     if unknown := {*names} - {*known}:

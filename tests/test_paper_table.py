@@ -97,8 +97,12 @@ def test_records_of_other_steps_are_refused(task, tmp_path):
     table.filled(task, path, 2, NAMES, 1, rows=4)
     with pytest.raises(UsageError, match="4 rows a step"):
         table.filled(task, path, 2, NAMES, 1)
-    with pytest.raises(UsageError, match="another number of orders"):
+    with pytest.raises(UsageError, match="other orders"):
         table.filled(replace(task, orders=SUMMED), path, 2, NAMES, 1, rows=4)
+    apart, alone = replace(task, orders={"by channel": metrics.channel_ranks}), tmp_path / "alone.jsonl"
+    table.filled(apart, alone, 2, NAMES, 1)
+    with pytest.raises(UsageError, match="other orders"):
+        table.filled(replace(task, orders=SUMMED), alone, 2, NAMES, 1)
     with pytest.raises(UsageError, match="a tolerance of None"):
         table.filled(task, path, 2, NAMES, 1, rows=4, tolerance=0.001)
 
