@@ -1462,7 +1462,7 @@ class RelupathView extends HTMLElement {
       partition: h("select", { onchange: () => set({ partition: p.partition.value.replace("N", p.partition.value === "axis:N" ? "3" : "8") }) }),
       count: h("input", { type: "number", min: 1, onchange: () => set({ partition: p.partition.value.replace("N", String(Math.max(1, Math.round(Number(p.count.value)) || 1))) }) }),
       width: h("input", { type: "number", min: 1, max: 64, onchange: () => set({ width: widthOf(Number(p.width.value)) }) }),
-      layers: h("input", { placeholder: "every:2, all, or names", title: "If nothing is given: all, but for those on top where no unit serves both classes", spellcheck: "false", onchange: () => set({ layers: p.layers.value.trim() || null }) }),
+      layers: h("input", { placeholder: "every:2, or all", title: "If nothing is given: all, but for those on top where no unit serves both classes", spellcheck: "false", onchange: () => set({ layers: p.layers.value.trim() || null }) }),
       search: h("select", { onchange: () => { this.planned = { search: p.search.value, numbers: {} }; this.numbersOf(); } }), numbers: h("div", { class: "fields" }),
       legend: h("canvas", { width: 511, height: 1, role: "img", "aria-label": "colours from against to for" }), low: h("span", { class: "number" }), high: h("span", { class: "number" }), clipped: h("span", { class: "quiet" }),
       crumbs: h("ol", { class: "crumbs" }), checked: h("p", { class: "quiet checked" }),
