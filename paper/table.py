@@ -58,7 +58,9 @@ OF_SQUEEZENET = (
     "Integrated Gradients, both starts, smoothed", "Guided Backprop", "Guided Grad-CAM", "SmoothGrad", "Grad-CAM",
     "LRP, epsilon-plus", "LRP, gamma-box", "Selective, width 1024, all layers", "Selective, width any, 5 layers",
     "Selective, width any, all layers", "Mass, share 0.9, 1 layer", "Mass, share 0.9, all layers",
-    "W x, partial pictures", "W x, partial pictures, smoothed", CONTROL,
+    "Mass, share 0.9, 5 layers", "Mass, share 0.5, all layers", "Mass channels, share 0.9, all layers",
+    "Mass locations, share 0.9, all layers", "Selective channels, width any, all layers", "Greedy", "Beam", "BestFirst",
+    "Exact", "W x, partial pictures", "W x, partial pictures, smoothed", CONTROL,
 )  # fmt: skip
 """What is measured on SqueezeNet if nothing else is asked for: its pictures are large."""
 MASKED = "Selective by masks"
