@@ -366,6 +366,21 @@ def test_the_table_on_squeezenet_is_made_of_its_records(data):
     assert asked.rounded({**setting, **table.report(task, records, task.usual)}) == want
 
 
+def test_the_table_by_channel_is_made_of_its_records(data):
+    want = json.loads((EXPECTED.parent / "table-squeezenet-channels.json").read_text())
+    place = data / "imagenet", data / "squeezenet1_0_imagenet.safetensors"
+    task, records = (
+        table.of_squeezenet(*place, "by channel"),
+        table.read(EXPECTED.parent / "records-squeezenet-channels.jsonl"),
+    )
+    assert all(record["orders"] == ["by channel"] and len(record["areas"]) == 3 for record in records.values())
+    part = table.report(task, records, [*want["orders"]["by channel"]["methods"]])
+    assert (part["chosen_on"], part["reported_on"]) == (250, 250)
+    assert asked.rounded(part) == {word: want[word] for word in part}
+    (found,) = table.measured(task, [0], ["random"], 1, 0.001)
+    assert found["areas"]["random"] == within("areas", records[0]["areas"]["random"])
+
+
 def test_a_tolerance_moves_means_less_than_a_fifth_of_the_narrowest_interval():
     found = json.loads((EXPECTED.parent / "steps-squeezenet.json").read_text())
     rows = json.loads((EXPECTED.parent / "table-squeezenet.json").read_text())["orders"]["channels summed"]["methods"]
