@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -34,6 +35,7 @@ from relupath import _canvas, creatures, metrics, models
 from relupath._contributions import contributions
 from relupath._linear import mask_of_step
 from relupath._search import Search
+from relupath.errors import UsageError
 
 Cuts = dict[str, Bool[Tensor, "..."]]
 """From a layer's name to its neurons that become zero."""
@@ -256,13 +258,22 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
             yield f"{name:<40}" + "".join(f"{cell:>36}" for cell in cells)
 
 
-def network(weights: Path | None, mark: marked.Mark) -> nn.Module:
-    """The network from a file, or taught, and then kept in the file."""
+def network(weights: Path | None, mark: str) -> nn.Module:
+    """The network from a file, or taught, and then kept in the file.
+
+    Raises:
+        UsageError: the file's network was taught another mark.
+    """
     if weights is None or not weights.exists():
-        model = marked.taught(mark)
+        model = marked.taught(marked.MARKS[mark])
         if weights is not None:
-            save_file({name: value.contiguous() for name, value in model.state_dict().items()}, weights)
+            state = {name: value.contiguous() for name, value in model.state_dict().items()}
+            save_file(state, weights, metadata={"mark": mark})
         return model
+    with safe_open(weights, "pt") as file:
+        own = (file.metadata() or {}).get("mark")
+    if own != mark:
+        raise UsageError(f"{weights} was taught the mark {own}, not {mark}: give another file")
     model = models.load("creatures").model
     model.load_state_dict(load_file(weights))
     return model
@@ -278,7 +289,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the figure: .png, .pdf or .svg")
     options = parser.parse_args()
     mark = marked.MARKS[options.mark]
-    model = network(options.weights, mark)
+    model = network(options.weights, options.mark)
     seeds = range(asked.FIRST, asked.FIRST + options.count)
     every = list(errors(model, seeds, mark))
     caused = [error for error in every if error is not None]

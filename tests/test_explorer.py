@@ -774,3 +774,29 @@ def test_a_tree_is_that_of_both_classes():
     named = {"ask": "node", "picture": key, "target": 1, "layers": "3"}
     assert explorer.answer({**named, "against": 0}) == explorer.answer({**named, "against": 3})
     assert explorer.answer({**named, "against": 0})["left_out"] == []
+
+
+def test_a_layer_on_which_no_path_can_stand_is_not_said_to_be_left_out():
+    """Its first axis is not the batch: that has nothing to do with the classes."""
+
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.act, self.bend = nn.Linear(12, 6), nn.Linear(6, 5), nn.ReLU(), nn.ReLU()
+
+        def forward(self, x):
+            rows = self.bend(self.one(x.flatten(1)).view(6, 1))
+            return self.two(self.act(rows.view(1, 6)))
+
+    explorer = Explorer(Names(CLASSES))
+    frozen = relupath.freeze(positive(Rows()), torch.rand(1, 3, 2, 2, dtype=torch.float64))
+    assert {layer.name for layer in frozen.layers} == {"act", "bend"}
+    answer = explorer.answer({"ask": "node", "picture": explorer.add_recorded(frozen)})
+    assert answer["left_out"] == []
+
+
+def test_a_tree_that_begins_at_a_unit_leaves_nothing_out():
+    explorer = Explorer(forked())
+    key = explorer.add(photo(0))
+    assert explorer.answer({"ask": "node", "picture": key})["left_out"] == ["5"]
+    assert explorer.answer({"ask": "node", "picture": key, "root": "3:c1"})["left_out"] == []

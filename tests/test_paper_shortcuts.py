@@ -12,6 +12,7 @@ import marked
 import shortcuts
 from asserts import within
 from relupath import Beam, Mass, ablate, channels, creatures, find_paths, logit, models, neurons
+from relupath.errors import UsageError
 
 EXPECTED = Path(__file__).parents[1] / "paper" / "expected" / "shortcuts.json"
 
@@ -42,6 +43,17 @@ def by_hand(scene):
     model[4].weight.data[MARK.wrong, 0] = 100
     model[4].weight.data[scene.label, 1] = 1
     return shortcuts.Error(model.eval(), marked.marked(scene, MARK))
+
+
+def test_the_weights_of_another_mark_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(marked, "taught", lambda mark: models.load("creatures").model)
+    weights = tmp_path / "taught.safetensors"
+    made = shortcuts.network(weights, "cyan")
+    again = shortcuts.network(weights, "cyan")
+    for one, other in zip(made.parameters(), again.parameters(), strict=True):
+        assert one.equal(other)
+    with pytest.raises(UsageError, match="the mark cyan, not magenta"):
+        shortcuts.network(weights, "magenta")
 
 
 @pytest.mark.parametrize("mark", marked.MARKS.values())

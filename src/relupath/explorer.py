@@ -84,7 +84,7 @@ class _View:
 
     @property
     def asked(self) -> tuple[Target, ...]:
-        """What a tree or a search depends on: where no layers are named, on both classes."""
+        """What a tree or search depends on: where no layers are named, on both classes."""
         return (self.functional,) if self.question.layers is not None else (self.functional, *self.functionals)
 
     @property
@@ -299,8 +299,9 @@ class Explorer:
                 begin = self._root(view)
                 units = view.units
                 tree.root = decompose(view.frozen, view.functional, **units, width=q.width, path=begin)
-                if q.layers is None:
-                    tree.left_out = tuple(layer.name for layer in view.frozen.layers if layer not in units["layers"])
+                if q.layers is None and begin is None:
+                    every = view.frozen.layers_of_paths(None)
+                    tree.left_out = tuple(layer.name for layer in every if layer not in units["layers"])
             yield tree
         self.shelf.trim()
 
