@@ -6,8 +6,8 @@ Each row is one set of conditions on VGG-16 at 224 x 224: neurons or channels of
 target, or a channel drawn at random on each of the 13 convolutions. Ours is ``freeze`` and ``linear_models``, weights
 and biases; zennit-crp's is ``CondAttribution.generate`` without a composite, its forward pass included, at the batch
 size given; Captum's is ``NeuronGradient`` for one neuron after the other (of which it gives the gradient by the input,
-not that of the target through the neuron). Ratios are medians of paired runs; zennit-crp's heatmaps and ours have to be
-equal.
+not that of the target through the neuron). Ratios are medians of paired runs: to ours with the recording, and to ours
+of conditions that are asked of a recording which is there. zennit-crp's heatmaps and ours have to be equal.
 """
 
 import argparse
@@ -55,7 +55,12 @@ def conditions(frozen: relupath.Frozen, kind: str, layer: str, count: int) -> li
 
 def ours(model: nn.Module, x: Tensor, paths: Sequence[Path]) -> Tensor:
     """The weights of all paths, colours summed."""
-    models = relupath.linear_models(relupath.freeze(model, x), paths, CLASS)
+    return weights(relupath.freeze(model, x), paths)
+
+
+def weights(frozen: relupath.Frozen, paths: Sequence[Path]) -> Tensor:
+    """The same, from a recording."""
+    models = relupath.linear_models(frozen, paths, CLASS)
     assert isinstance(models.weight, Tensor)
     return models.weight.sum(1)
 
@@ -88,7 +93,7 @@ def captum(model: nn.Module, x: Tensor, paths: Sequence[Path]) -> None:
 
 
 def row(model: nn.Module, x: Tensor, paths: Sequence[Path], options: argparse.Namespace) -> dict[str, object]:
-    """Median ratios of the peers' times to ours, and of ours to one bare forward and backward pass."""
+    """Median ratios of the peers' times, and of a bare forward and backward pass's, to ours."""
     expected, got = crp(model, x, paths, options.batch), ours(model, x, paths)
     error = float((expected - got).abs().max() / expected.abs().max())
     assert error < 1e-3, f"zennit-crp and relupath differ by {error}"
@@ -98,16 +103,20 @@ def row(model: nn.Module, x: Tensor, paths: Sequence[Path], options: argparse.Na
     }
     if len(paths[0]) == 1 and None not in paths[0].steps[0].units[0]:
         runs["captum"] = lambda: captum(model, x, paths)
-    seconds: dict[str, list[float]] = {name: [] for name in ("ours", *runs)}
+    seconds: dict[str, list[float]] = {name: [] for name in ("ours", "recorded", *runs)}
+    frozen = relupath.freeze(model, x)
     for _ in range(options.repeats):
         seconds["ours"].append(timed(ours, model, x, paths))
+        seconds["recorded"].append(timed(weights, frozen, paths))
         for name, run in runs.items():
             seconds[name].append(timed(run))
-    ratios = {
-        name: statistics.median(s / own for s, own in zip(seconds[name], seconds["ours"], strict=True)) for name in runs
-    }
+    ratios, recorded = (
+        {name: statistics.median(s / o for s, o in zip(seconds[name], seconds[own], strict=True)) for name in runs}
+        for own in ("ours", "recorded")
+    )
     live = int(got.flatten(1).any(1).sum())
-    return {"ratios": ratios, "seconds": statistics.median(seconds["ours"]), "live": live, "error": error}
+    middle = statistics.median(seconds["ours"])
+    return {"ratios": ratios, "ratios_recorded": recorded, "seconds": middle, "live": live, "error": error}
 
 
 def main() -> None:
@@ -129,7 +138,8 @@ def main() -> None:
     WIDTH.update({layer.name: layer.shape[-1] for layer in frozen.layers})
     rows = {}
     print(
-        f"{'set':<18}{'live':>6}{'ours, s':>10}{'zennit-crp / ours':>20}{'captum / ours':>16}{'ours / bare pass':>18}"
+        f"{'set':<18}{'live':>6}{'ours, s':>10}{'zennit-crp / ours':>20}{'recorded':>10}{'captum / ours':>16}"
+        f"{'ours / bare pass':>18}"
     )
     for name in tqdm(options.sets, file=sys.stderr):
         paths = conditions(frozen, *SETS[name], options.count)
@@ -137,8 +147,8 @@ def main() -> None:
         ratios = found["ratios"]
         peer = f"{ratios['captum']:.1f}" if "captum" in ratios else ""
         print(
-            f"{name:<18}{found['live']:>6}{found['seconds']:>10.2f}{ratios['zennit-crp']:>20.1f}{peer:>16}"
-            f"{1 / ratios['bare']:>18.1f}"
+            f"{name:<18}{found['live']:>6}{found['seconds']:>10.2f}{ratios['zennit-crp']:>20.1f}"
+            f"{found['ratios_recorded']['zennit-crp']:>10.1f}{peer:>16}{1 / ratios['bare']:>18.1f}"
         )
     if options.output:
         setting = {"network": "vgg16, random weights", "count": options.count, "batch": options.batch}

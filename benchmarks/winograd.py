@@ -1,9 +1,9 @@
-"""What fewer multiplications would give: transposed convolutions of VGG-16 in windows, direct and by Winograd's tiles.
+"""What fewer multiplications give: transposed convolutions of VGG-16 in windows, torch's and by Winograd's tiles.
 
     python benchmarks/winograd.py --output benchmarks/results/0.1.0/NAME.json
 
-Tiles of four results, along the rows alone or in both directions; time over torch's own convolution, run in turn, and
-the largest error over that of torch's, both against double precision. The library does without them, see
+Tiles of four results along the rows alone, as the library does it, or in both directions; how many times as fast as
+torch's own convolution, run in turn, and the largest error over that of torch's, both against double precision. See
 docs/decisions/0009-many-products.md.
 
 Source: Winograd: Arithmetic complexity of computations, 1980; Lavin, Gray: Fast algorithms for convolutional neural
@@ -20,17 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cost import machine, timed
+from relupath._winograd import TAPS, conv_transpose, pays
 
-KERNEL = torch.tensor(
-    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
-     [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
-)  # fmt: skip
+KERNEL = torch.tensor(TAPS)
 PICTURE = torch.tensor(
     [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
      [0, 4, 0, -5, 0, 1.0]]
 )  # fmt: skip
 RESULT = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1.0]])
-SHAPES = ((512, 512, 14, 12), (512, 512, 28, 12), (256, 256, 56, 4), (128, 128, 112, 4), (64, 64, 224, 2))
+SHAPES = ((512, 512, 14, 32), (512, 512, 28, 8), (256, 256, 56, 4), (128, 128, 112, 2), (64, 64, 224, 1))
 """Channels above and below, places a side, windows at a time."""
 
 
@@ -40,18 +38,8 @@ def direct(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def along_rows(values: Tensor, weight: Tensor) -> Tensor:
-    """Six convolutions of one row each, of which four rows of the result are made."""
-    height = values.shape[2]
-    tiles = -(-height // 4)
-    padded = F.pad(values, (0, 0, 1, 4 * tiles + 1 - height))
-    r = [padded[:, :, i : i + 4 * tiles - 3 : 4] for i in range(6)]
-    even, odd, near, far = r[4] - 4 * r[2], r[3] - 4 * r[1], r[4] - r[2], (r[3] - r[1]) * 2
-    rows = [4 * r[0] - 5 * r[2] + r[4], even + odd, even - odd, near + far, near - far, 4 * r[1] - 5 * r[3] + r[5]]
-    kernels = torch.einsum("ik,cdkl->idcl", KERNEL, weight.flip(2, 3)).unsqueeze(3)
-    m = [F.conv2d(row, kernel, padding=(0, 1)) for row, kernel in zip(rows, kernels, strict=True)]
-    plus, minus, twice, thrice = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-    found = (m[0] + plus + twice, minus + 2 * thrice, plus + 4 * twice, minus + 8 * thrice + m[5])
-    return torch.stack(found, 3).flatten(2, 3)[:, :, :height]
+    """The library's."""
+    return conv_transpose(values, weight, (1, 1))
 
 
 def both_ways(values: Tensor, weight: Tensor) -> Tensor:
@@ -78,7 +66,8 @@ def row(above: int, below: int, side: int, count: int, repeats: int) -> dict[str
     values, weight = torch.randn(count, above, side, side), torch.randn(above, below, 3, 3) / (9 * above) ** 0.5
     exact = F.conv_transpose2d(values.double(), weight.double(), padding=1)
     error = {name: float((f(values, weight) - exact).abs().amax()) for name, f in {"": direct, **WAYS}.items()}
-    found: dict[str, object] = {"channels": above, "side": side, "windows": count}
+    used = pays(values, weight)
+    found: dict[str, object] = {"channels": above, "side": side, "windows": count, "used by the library": used}
     for name, way in WAYS.items():
         pairs = [(timed(direct, values, weight), timed(way, values, weight)) for _ in range(repeats + 1)]
         found[f"{name}: times as fast"] = round(statistics.median(a / b for a, b in pairs[1:]), 2)

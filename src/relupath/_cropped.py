@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from . import _winograd
 from ._crops import Crops
 
 Place: TypeAlias = tuple[Any, int]
@@ -138,6 +139,10 @@ def _convolution(node: Any, crops: Crops, wanted: Channels) -> Pulled:
         z = _folded(values, weight, stride, dilation)
     elif weight.shape[1] <= FEW and stride[0] == stride[1] > 1 and dilation == (1, 1) and groups == 1:
         z = _by_phase(values, weight, stride[0])
+    elif stride == dilation == (1, 1) and groups == 1 and max(padding) <= 2 and _winograd.pays(values, weight):
+        z = _winograd.conv_transpose(values, weight, padding if crops.corners is None else (0, 0))
+        if crops.corners is None:
+            return [Crops(z, shape, crops.samples)]
     elif crops.corners is None:
         sides = zip(shape[1:], values.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         rest = [size - (have - 1) * s + 2 * p - d * (k - 1) - 1 for size, have, k, s, p, d in sides]
