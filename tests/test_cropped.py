@@ -11,9 +11,9 @@ from torch import nn
 
 from asserts import assert_close, weighted
 from nets import Lambda, example, randomise
-from relupath import Path, freeze, linear_model, linear_models
+from relupath import Path, _crops, freeze, linear_model, linear_models
 from relupath._cropped import NotCropped
-from relupath._crops import Crops
+from relupath._crops import Crops, Entries
 from relupath._way import Part, Way
 
 ROUNDING = 1e-12
@@ -324,7 +324,28 @@ def test_cotangents_on_all_places_need_no_windows(name):
     assert float((pulled.dense() - expected).abs().max()) <= ROUNDING * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("kind", ["neurons", "channels", "two channels", "rows", "mixed", "few places", "line"])
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
+def test_windows_are_written_one_after_the_other_as_all_at_once(height, width, h, w, seed):
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.stack(
+        [torch.randint(-k, n + 1, (5,), generator=generator) for k, n in ((h, height), (w, width))], 1
+    )
+    values = torch.randn(5, 3, h, w, generator=generator)
+    crops = Crops(values, (3, height, width), torch.zeros(5, dtype=torch.int64), corners).bounded()
+    rows = torch.randperm(6, generator=generator)[:5]
+    found = []
+    for large in (0, 2**20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_crops, "LARGE", large)
+            crops.write_to(whole := torch.zeros(6, 3, height, width), rows)
+        found.append(whole)
+    assert torch.equal(*found)
+    assert float(found[0].abs().sum()) == pytest.approx(float(crops.values.abs().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", ["neurons", "channels", "two channels", "rows", "mixed", "few places", "line", "nearly all"]
+)
 def test_placed_cotangents_are_what_was_placed(kind):
     generator = torch.Generator().manual_seed(0)
     shape = (40,) if kind == "line" else (16, 6, 5)
@@ -342,14 +363,19 @@ def test_placed_cotangents_are_what_was_placed(kind):
             mask[5, 2:5, 1:3] = True
         if kind == "line":
             mask[n : n + 9] = True
+        if kind == "nearly all":
+            mask[:, 1:, : 4 - n] = True
     dense = torch.randn(masks.shape, generator=generator) * masks
     positions = [mask.flatten().nonzero()[:, 0] for mask in masks]
-    crops = Crops.placed(
-        positions, [v.flatten()[p] for v, p in zip(dense, positions, strict=True)], shape, torch.zeros(4).long()
-    )
-    assert torch.equal(crops.dense(), dense)
+    some = {m: (p, v.flatten()[p]) for m, (v, p) in enumerate(zip(dense, positions, strict=True))}
+    entries = Entries.of(some, dense[0].numel())
+    assert torch.equal(entries.dense(shape, 4)[0], dense)
+    twice = Entries(entries.places, torch.cat([entries.values, -entries.values]))
+    crops = Crops.placed(twice, shape, torch.arange(4))
+    assert torch.equal(crops.dense(), torch.cat([dense, -dense]))
+    assert crops.samples.tolist() == [*range(4), *range(4)]
     expected = {"neurons": (1, 1, 1), "channels": (1, 6, 5), "two channels": (2, 6, 5), "rows": (16, 1, 5),
-                "mixed": (2, 6, 5), "few places": (1, 3, 2), "line": (40,)}  # fmt: skip
+                "mixed": (2, 6, 5), "few places": (1, 3, 2), "line": (40,), "nearly all": (16, 6, 5)}  # fmt: skip
     assert crops.values.shape[1:] == expected[kind]
 
 

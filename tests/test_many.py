@@ -213,9 +213,9 @@ class Counted:
             self.windows[-1] = max(self.windows[-1], found.values[0].numel())
             return found
 
-        def counted_full(own, upper, crops, lower):
-            self.full.append((upper.name, lower.name, len(crops)))
-            return full(own, upper, crops, lower)
+        def counted_full(own, cotangents, samples, to):
+            self.full += [(upper.name, lower.name, len(v)) for upper, v in cotangents.items() for lower in to]
+            return full(own, cotangents, samples, to)
 
         monkeypatch.setattr(Products, "parts", counted_parts)
         monkeypatch.setattr(Way, "pull", counted_pull)

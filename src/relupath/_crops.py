@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +15,41 @@ from torch import Tensor
 
 WHOLE = 0.6
 """From this share of a layer's places on, a window is not worth its bookkeeping."""
+LARGE = 4096
+"""From so many entries on, windows are written one after the other."""
+MANY = 0.25
+"""From this share of a layer's neurons on, the places of entries take more memory than zeros between them."""
 SLICED = 0.25
 """Up to this share of the channels, they are worth naming,"""
 NAMED = 4
 """and up to so many: the kernels of each cotangent take memory of their own."""
+
+Ends: TypeAlias = tuple[Int[Tensor, " N"], Int[Tensor, " N"]]
+"""The first of some numbers in each row, and how many there are up to the last one; at least one."""
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What is not zero of ``K M`` cotangents, those of K of them at the same places.
+
+    Attributes:
+        places: where, counted through M tensors one after the other; each once.
+        values: of each of the K.
+    """
+
+    places: Int[Tensor, " n"]
+    values: Float[Tensor, "K n"]
+
+    @classmethod
+    def of(cls, some: Mapping[int, tuple[Int[Tensor, " _"], Float[Tensor, " _"]]], size: int) -> Entries:
+        """Those of some of the M: where in a tensor of that size, and what."""
+        places = [position.to(values.device) + m * size for m, (position, values) in some.items()]
+        return cls(torch.cat(places), torch.cat([values for _, values in some.values()])[None])
+
+    def dense(self, shape: Sequence[int], count: int) -> Float[Tensor, "K M ..."]:
+        """The M cotangents of a shape with zeros between, K times."""
+        whole = self.values.new_zeros(len(self.values), count * math.prod(shape))
+        return whole.index_copy_(1, self.places, self.values).view(len(self.values), count, *shape)
 
 
 @dataclass(frozen=True)
@@ -121,6 +154,12 @@ class Crops:
         if self.corners is None and self.channels is None:
             whole[rows] = self.values
             return
+        if self.corners is not None and self.channels is None and self.values[0].numel() >= LARGE:
+            (height, width), (most, last) = self.values.shape[2:], self.shape[1:]
+            for row, value, (y, x) in zip(rows.tolist(), self.values, self.corners.tolist(), strict=True):
+                inside = value[:, max(0, -y) : max(0, most - y), max(0, -x) : max(0, last - x)]
+                whole[row, :, max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)] = inside
+            return
         outside = self.corners is not None and bool((self.corners < 0).any() or (self._last() > 0).any())
         whole.index_put_(replace(self, samples=rows)._places(), self.values, accumulate=outside)
 
@@ -187,55 +226,44 @@ class Crops:
         return found if channel is None else found.of_channels(channel[:, None])
 
     @classmethod
-    def placed(
-        cls,
-        positions: Sequence[Int[Tensor, " _"]],
-        values: Sequence[Float[Tensor, " _"]],
-        shape: tuple[int, ...],
-        samples: Int[Tensor, " N"],
-    ) -> Crops:
-        """Cotangents given by some of their entries each, in the smallest windows, with few channels.
+    def placed(cls, entries: Entries, shape: tuple[int, ...], samples: Int[Tensor, " M"]) -> Crops:
+        """The ``K M`` cotangents with these entries, in the smallest windows of one size, with few channels.
 
         Args:
-            positions: of the entries, counted through the whole place, in order.
-            values: the entries.
+            entries: of the cotangents; row ``k M + m`` is the k-th at the places of the m-th.
             shape: of the place.
-            samples: to which sample each belongs.
+            samples: to which sample each of the M belongs.
         """
-        size, channels = shape, None
-        if len(shape) == 3:
-            area = shape[1] * shape[2]
-            used = [torch.unique_consecutive(p // area) for p in positions]
-            if few_channels(len(used[0]), shape[0]) and len({len(some) for some in used}) == 1:
-                channels, size = torch.stack(used), (len(used[0]), *shape[1:])
-                positions = [
-                    torch.searchsorted(some, p // area) * area + p % area
-                    for some, p in zip(used, positions, strict=True)
-                ]
-        whole = values[0].new_zeros(len(values), *size)
-        for row, where, entries in zip(whole, positions, values, strict=True):
-            row.view(-1)[where] = entries
-        return cls(whole, shape, samples, channels=channels).shrunk()
+        times, count, size = len(entries.values), len(samples), math.prod(shape)
+        if len(shape) != 3 or len(entries.places) > MANY * count * size:
+            return cls(entries.dense(shape, count).flatten(0, 1), shape, samples.repeat(times)).shrunk()
+        row, position = entries.places // size, entries.places % size
+        channel, place = position // (shape[1] * shape[2]), position % (shape[1] * shape[2])
+        used = torch.zeros(count, shape[0], dtype=torch.bool, device=row.device)
+        used[row, channel] = True
+        channels, kept = _few(used), shape[0]
+        if channels is not None:
+            channel, kept = (channels[row] == channel[:, None]).to(torch.uint8).argmax(1), channels.shape[1]
+        y, x, (height, width) = place // shape[2], place % shape[2], shape[1:]
+        found = _smallest([_ends_of(i, row, count, n) for i, n in ((y, height), (x, width))], shape)
+        corners = None
+        if found is not None:
+            corners, (height, width) = found
+            y, x = y - corners[row, 0], x - corners[row, 1]
+        where = ((row * kept + channel) * height + y) * width + x
+        values = Entries(where, entries.values).dense((kept, height, width), count).flatten(0, 1)
+        corners, channels = (None if t is None else t.repeat(times, 1) for t in (corners, channels))
+        return cls(values, shape, samples.repeat(times), corners, channels)
 
     def shrunk(self) -> Crops:
         """The same cotangents, which have no windows yet, in the smallest windows of one size, with few channels."""
         if len(self.shape) != 3 or self.corners is not None:
             return self
-        crops = self
-        if self.channels is None:
-            used = self.values.flatten(2).any(2)
-            count = max(1, int(used.sum(1).max()))
-            if few_channels(count, self.shape[0]):
-                order = used.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-                crops = self.of_channels(order[:, :count])
-        places = crops.values.ne(0).any(1)
-        ends = [_ends(places.any(axis)) for axis in (2, 1)]
-        height, width = (int(size.max()) for _, size in ends)
-        if height * width < WHOLE * self.shape[1] * self.shape[2]:
-            last = self.shape[1] - height, self.shape[2] - width
-            corners = torch.stack([first.clamp(max=most) for (first, _), most in zip(ends, last, strict=True)], 1)
-            crops = crops.window(corners, (height, width))
-        return crops
+        channels = _few(self.values.flatten(2).any(2)) if self.channels is None else None
+        crops = self if channels is None else self.of_channels(channels)
+        places = crops.values.any(1)
+        found = _smallest([_ends(places.any(axis)) for axis in (2, 1)], self.shape)
+        return crops if found is None else crops.window(*found)
 
     def sum_into(self, total: Float[Tensor, "B *shape"], factors: Float[Tensor, " N"]) -> None:
         """Add the cotangents, each times a factor, to those of their samples."""
@@ -321,10 +349,32 @@ def joined(some: Sequence[Crops]) -> Crops:
     return Crops(values, some[0].shape, samples, corners, channels)
 
 
-def _ends(live: Bool[Tensor, "N size"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-    """The first live number of each row, and how many there are up to the last one; at least one."""
-    numbers = torch.arange(live.shape[1], device=live.device)
-    first = torch.where(live, numbers, live.shape[1]).amin(1)
-    last = torch.where(live, numbers, -1).amax(1)
+def _few(used: Bool[Tensor, "N C"]) -> Int[Tensor, "N c"] | None:
+    """The channels that each uses, equally many of each; None where that are too many to be named."""
+    count = max(1, int(used.sum(1).max()))
+    if not few_channels(count, used.shape[1]):
+        return None
+    return used.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def _smallest(ends: Sequence[Ends], shape: tuple[int, ...]) -> tuple[Int[Tensor, "N 2"], tuple[int, int]] | None:
+    """The corners and the size of windows that hold the live rows and columns; None where that is nearly all."""
+    height, width = (int(size.max()) for _, size in ends)
+    if height * width >= WHOLE * shape[1] * shape[2]:
+        return None
+    last = shape[1] - height, shape[2] - width
+    return torch.stack([first.clamp(max=most) for (first, _), most in zip(ends, last, strict=True)], 1), (height, width)
+
+
+def _ends(live: Bool[Tensor, "N size"]) -> Ends:
+    """The ends of what is live."""
+    row, number = live.nonzero().unbind(1)
+    return _ends_of(number, row, *live.shape)
+
+
+def _ends_of(number: Int[Tensor, " n"], row: Int[Tensor, " n"], count: int, size: int) -> Ends:
+    """The ends of numbers below a size that belong to rows."""
+    first = row.new_full((count,), size).scatter_reduce(0, row, number, "amin")
+    last = row.new_full((count,), -1).scatter_reduce(0, row, number, "amax")
     alive = last >= 0
     return torch.where(alive, first, 0), torch.where(alive, last - first + 1, 1)

@@ -17,7 +17,7 @@ from ._memory import at_once
 from ._node import Kind, Node
 from ._partitions import Partition, neurons
 from ._paths import Path, Step
-from ._products import Products
+from ._products import Products, by_layer
 from ._sources import Source, reduced, sum_and_size
 from ._targets import TargetLike
 from ._tested import TOLERANCE, imbalance
@@ -258,9 +258,9 @@ class _Split:
         found: list[list[Tensor]] = [[] for _ in units]
         for layer in dict.fromkeys(unit.layer for unit in units):
             mine = [(weights, unit) for weights, unit in zip(found, units, strict=True) if unit.layer is layer]
-            positions, values = [unit.positions for _, unit in mine], [unit.values for _, unit in mine]
-            samples = torch.full((len(mine),), tree.sample, device=values[0].device)
-            crops = Crops.placed(positions, values, layer.shape, samples)
+            ((_, entries),) = by_layer([(layer, unit.positions, unit.values) for _, unit in mine]).items()
+            samples = torch.full((len(mine),), tree.sample, device=layer.output.device)
+            crops = Crops.placed(entries, layer.shape, samples)
             for x in inputs:
                 for part, pulled in products.parts(layer, crops, x):
                     for (weights, _), weight in zip(mine[part], pulled.dense(), strict=True):

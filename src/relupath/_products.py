@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._cropped import NotCropped
-from ._crops import Crops
+from ._crops import Crops, Entries
 from ._frozen import Frozen
 from ._memory import in_cache
 from ._units import Layer
@@ -66,7 +66,8 @@ class Products:
             some, channels = crops.select(rows), None if wanted is None else wanted[rows]
             found = None if way is None else self._cropped(way, upper, some, lower, channels)
             if found is None:
-                way, found = None, [(slice(0, len(some)), self._full(upper, some, lower))]
+                (full,) = self._full({upper: some.dense()}, some.samples, [lower])
+                way, found = None, [(slice(0, len(some)), Crops(full, lower.shape, some.samples))]
                 if lower in self.frozen.inputs:
                     self._account(upper, some)
             for part, pulled in found:
@@ -130,22 +131,31 @@ class Products:
         self.frozen.to_inputs({upper: total})
 
     def several(
-        self, cotangents: Mapping[Layer, Float[Tensor, "K B ..."]], to: Sequence[Layer]
-    ) -> list[Float[Tensor, "K B ..."]]:
-        """What ``Frozen.vjps`` gives, in windows where one layer leads to one and that pays."""
-        ((upper, v), *others), (lower, *more) = cotangents.items(), to
-        if others or more or len(v) < FEW or self._way(upper, lower) is None:
-            return self.frozen.vjps(cotangents, to)
-        rows = v.flatten(0, 1)
-        live = rows[..., None].flatten(1).any(1).nonzero()[:, 0]
-        all_live = len(live) == len(rows)
-        found = rows.new_empty(len(rows), *lower.shape) if all_live else rows.new_zeros(len(rows), *lower.shape)
-        if not len(live):
-            return [found.view(*v.shape[:2], *lower.shape)]
-        crops = Crops(rows if all_live else rows[live], upper.shape, live % len(v[0])).shrunk()
-        for part, pulled in self.parts(upper, crops, lower):
-            found[part if all_live else live[part]] = pulled.dense()
-        return [found.view(*v.shape[:2], *lower.shape)]
+        self, front: Mapping[Layer, Entries], samples: Int[Tensor, " M"], to: Sequence[Layer]
+    ) -> list[Float[Tensor, "K M ..."]]:
+        """``K M`` products at once, in windows where one layer leads to one and that pays.
+
+        Args:
+            front: layers with the entries of cotangents, K M in all of them together.
+            samples: to which sample each of the M belongs.
+            to: layers below.
+        """
+        ((upper, entries), *others), (lower, *more) = front.items(), to
+        shape, rows = (len(entries.values), len(samples)), samples.repeat(len(entries.values))
+        several = not (others or more) and int(torch.bincount(rows).max()) >= FEW
+        if not several or self._way(upper, lower) is None:
+            dense = {layer: some.dense(layer.shape, len(samples)).flatten(0, 1) for layer, some in front.items()}
+            return [found.view(*shape, *found.shape[1:]) for found in self._full(dense, rows, to)]
+        crops = Crops.placed(entries, upper.shape, samples)
+        live, found = crops.values[..., None].flatten(1).any(1).nonzero()[:, 0], None
+        crops = crops if len(live) == len(rows) else crops.select(live)
+        for part, pulled in self.parts(upper, crops, lower) if len(live) else ():
+            if len(pulled) == len(rows):  # all at once: they need not be copied
+                return [pulled.dense().reshape(*shape, *lower.shape)]
+            found = entries.values.new_zeros(len(rows), *lower.shape) if found is None else found
+            found[live[part]] = pulled.dense()
+        found = entries.values.new_zeros(len(rows), *lower.shape) if found is None else found
+        return [found.view(*shape, *lower.shape)]
 
     def _way(self, upper: Layer, lower: Layer) -> Way | None:
         try:
@@ -167,17 +177,28 @@ class Products:
                 return number
         return len(samples)
 
-    def _full(self, upper: Layer, crops: Crops, lower: Layer) -> Crops:
+    def _full(
+        self, cotangents: Mapping[Layer, Float[Tensor, "N ..."]], samples: Int[Tensor, " N"], to: Sequence[Layer]
+    ) -> list[Float[Tensor, "N ..."]]:
         """The products in full; cotangents of different samples share one."""
         slots, taken = [], Counter[int]()
-        for b in crops.samples.tolist():
+        for b in samples.tolist():
             slots.append(taken[b])
             taken[b] += 1
-        slot = torch.tensor(slots, device=crops.values.device)
-        cotangents = crops.values.new_zeros(max(taken.values()), *upper.output.shape)
-        cotangents[slot, crops.samples] = crops.dense()
-        (found,) = self.frozen.vjps({upper: cotangents}, [lower])
-        return Crops(found[slot, crops.samples], lower.shape, crops.samples)
+        slot = torch.tensor(slots, device=samples.device)
+        whole = {
+            layer: v.new_zeros(max(taken.values()), *layer.output.shape).index_put_((slot, samples), v)
+            for layer, v in cotangents.items()
+        }
+        return [found[slot, samples] for found in self.frozen.vjps(whole, to)]
+
+
+def by_layer(some: Sequence[tuple[Layer, Int[Tensor, " _"], Float[Tensor, " _"]]]) -> dict[Layer, Entries]:
+    """The entries of M cotangents, given by the layer at which each is, where in it, and what."""
+    found: dict[Layer, dict[int, tuple[Tensor, Tensor]]] = {}
+    for m, (layer, position, values) in enumerate(some):
+        found.setdefault(layer, {})[m] = position, values
+    return {layer: Entries.of(mine, layer.output[0].numel()) for layer, mine in found.items()}
 
 
 def random_signs(count: int, like: Tensor) -> Float[Tensor, " count"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from .._linear import model_from, scale_of
 from .._paths import Path, Step
+from .._products import by_layer
 from .._units import Layer
 from ._base import Cost, Found, Problem, below_range
 
@@ -87,20 +87,16 @@ def starts(problem: Problem) -> list[Prefix]:
 
 def continued(problem: Problem, moves: Sequence[tuple[Prefix, Sequence[Layer]]]) -> list[Continuations]:
     """Continue prefixes, each by the units of the layers of a level below it, all in one batched product."""
-    frozen = problem.frozen
-    rows: dict[int, count[int]] = {p.sample: count() for p, _ in moves}
-    places = [(next(rows[p.sample]), p.sample) for p, _ in moves]
-    depth = max(row for row, _ in places) + 1
-    front = {p.layer: p.layer.output.new_zeros(depth, *p.layer.output.shape) for p, _ in moves}
-    for (p, _), (row, b) in zip(moves, places, strict=True):
-        front[p.layer][row, b].view(-1)[p.members.to(p.cotangent.device)] = p.cotangent
-    layers = sorted({layer for _, level in moves for layer in level}, key=frozen.order)
-    pulled = dict(zip(layers, problem.products.several(front, layers), strict=True))
+    layers = sorted({layer for _, level in moves for layer in level}, key=problem.frozen.order)
+    front = by_layer([(p.layer, p.members, p.cotangent) for p, _ in moves])
+    samples = torch.tensor([p.sample for p, _ in moves], device=moves[0][0].cotangent.device)
+    pulled = [v[0] for v in problem.products.several(front, samples, layers)]
     found = []
-    for (p, level), (row, b) in zip(moves, places, strict=True):
+    for number, (p, level) in enumerate(moves):
         mine = tuple(layer for layer in level if layer in problem.below[p.layer])
-        rest = tuple(pulled[layer][row, b] for layer in mine)
-        scores = [problem.scores(layer, (v * layer.output[b])[None])[0] for layer, v in zip(mine, rest, strict=True)]
+        rest = tuple(pulled[layers.index(layer)][number] for layer in mine)
+        own = [(v * layer.output[p.sample])[None] for layer, v in zip(mine, rest, strict=True)]
+        scores = [problem.scores(layer, v)[0] for layer, v in zip(mine, own, strict=True)]
         found.append(Continuations(p, mine, rest, torch.cat(scores).double() * p.scale))
     return found
 

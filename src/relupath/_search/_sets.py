@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .._crops import Entries
 from .._linear import inner, model_from, scale_of
 from .._partitions import Partition
 from .._paths import Path, Step
@@ -73,11 +76,14 @@ class _Front:
         mine = rows[self.samples].nonzero()[:, 0]
         return _Front(self.layer, self.places[mine], self.values[:, mine])
 
-    def dense(self) -> Float[Tensor, "K B ..."]:
-        """The cotangents with zeros between."""
-        shape = len(self.values), *self.layer.output.shape
-        whole = self.values.new_zeros(len(self.values), self.layer.output.numel())
-        return whole.index_copy_(1, self.places, self.values).view(shape)
+    def first(self) -> Float[Tensor, "B ..."]:
+        """The first cotangent, with zeros between."""
+        return Entries(self.places, self.values[:1]).dense(self.layer.shape, len(self.layer.output))[0]
+
+    @property
+    def entries(self) -> Entries:
+        """The cotangents, without the zeros between."""
+        return Entries(self.places, self.values)
 
 
 class _Descent:
@@ -105,7 +111,9 @@ class _Descent:
         if not layers:
             return
         leads = {above: front for above, front in self.front.items() if below[above] & set(layers)}
-        pulled = self.problem.products.several({above: front.dense() for above, front in leads.items()}, layers)
+        samples = torch.arange(self.problem.frozen.batch, device=self.scale.device)
+        front = {above: front.entries for above, front in leads.items()}
+        pulled = self.problem.products.several(front, samples, layers)
         self.products += len(pulled[0])
         shares = [_scores(partitions[l], v * l.output) for l, v in zip(layers, pulled, strict=True)]
         scores = shares[0] if len(shares) == 1 else torch.cat(shares, 2)
@@ -141,7 +149,7 @@ class _Descent:
 
     def _choice(self, scores: Scores, choose: Choice) -> Bool[Tensor, "B units"]:
         """The chosen units, of which only those are looked at to which something comes."""
-        some = scores.ne(0).flatten(0, 1).any(0).nonzero()[:, 0]
+        some = reduce(operator.ior, map(Tensor.bool, scores.flatten(0, 1))).nonzero()[:, 0]
         chosen = torch.zeros_like(scores[0], dtype=torch.bool)
         if len(some):
             looked_at = scores[:, :, some].double() * self.scale[:, None]
@@ -169,7 +177,7 @@ class _Descent:
         if not rows.any():
             return
         for layer, front in self.front.items():
-            self.ends[layer] = self.ends.get(layer, 0) + front.of(rows).dense()[0]
+            self.ends[layer] = self.ends.get(layer, 0) + front.of(rows).first()
             self.front[layer] = front.of(~rows)
         for b in rows.nonzero()[:, 0].tolist():
             if where is not None:

@@ -16,6 +16,7 @@ from .._frozen import AT_ONCE
 from .._linear import model_from
 from .._paths import Path, Step
 from .._patience import go_on
+from .._products import by_layer
 from .._segments import next_layers, segment
 from .._units import Layer
 from ..errors import PathError
@@ -311,16 +312,14 @@ class _Ranking:
         depth = max(map(len, beginnings))
         self._refuse(depth)
         self.walked += depth
-        layers = {p.layer for some in beginnings for p in some}
-        front = {layer: layer.output.new_zeros(depth, *layer.output.shape) for layer in layers}
-        places = [(b, number, p) for b, some in enumerate(beginnings) for number, p in enumerate(some)]
-        for b, number, p in places:
-            front[p.layer][number, b].view(-1)[p.places] = p.cotangents
-        lower = list(dict.fromkeys(below for layer in layers for below in self.bounds.lower[layer]))
-        rows = dict(zip(lower, self.problem.products.several(front, lower), strict=True))
-        for b, number, p in places:
+        chosen = [(b, p) for b, some in enumerate(beginnings) for p in some]
+        lower = list(dict.fromkeys(below for _, p in chosen for below in self.bounds.lower[p.layer]))
+        front = by_layer([(p.layer, p.places, p.cotangents) for _, p in chosen])
+        samples = torch.tensor([b for b, _ in chosen], device=chosen[0][1].cotangents.device)
+        rows = dict(zip(lower, self.problem.products.several(front, samples, lower), strict=True))
+        for number, (b, p) in enumerate(chosen):
             for below in self.bounds.lower[p.layer]:
-                ways = _Ways(p, below, self.bounds, b, rows[below][number, b].flatten(), self.search.k)
+                ways = _Ways(p, below, self.bounds, b, rows[below][0, number].flatten(), self.search.k)
                 self.held += len(ways.places)
                 self.blind[b] += ways.blind
                 self._push(b, ways)
