@@ -17,6 +17,7 @@ from cases import NAMES, PARTITIONS, TARGETS, active_path, architectures, chosen
 from nets import Lambda, build, example, inputs, layered, randomise
 from nets import deep as deep_chain
 from relupath import (
+    Greedy,
     Path,
     Step,
     _cropped,
@@ -24,6 +25,7 @@ from relupath import (
     channels,
     contrast,
     decompose,
+    find_paths,
     freeze,
     linear_model,
     linear_models,
@@ -163,7 +165,7 @@ def test_layers_of_tokens():
     assert_rows(linear_models(frozen, paths, 2, samples=samples), frozen, paths, samples, target=2)
 
 
-def deep(seed=0, size=(13, 12), batch=2, dtype=torch.float64, width=8):
+def deep(seed=0, size=(13, 12), batch=2, dtype=torch.float64, width=8, layers=None):
     """Five convolutions with a skip, a pooling and a head; the hidden layers are relu 0, 2, 4, 7, 9."""
 
     def step(i, **how):
@@ -173,7 +175,7 @@ def deep(seed=0, size=(13, 12), batch=2, dtype=torch.float64, width=8):
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4)
     model = nn.Sequential(step(2, padding=1), nn.ReLU(), step(width), nn.ReLU(), skip, nn.ReLU(), nn.MaxPool2d(3, 2, 1),
                           step(width, padding=1), nn.ReLU(), *head)  # fmt: skip
-    return freeze(randomise(model, seed, dtype), example((2, *size), seed, batch, dtype))
+    return freeze(randomise(model, seed, dtype), example((2, *size), seed, batch, dtype), layers=layers)
 
 
 def random_neurons(frozen, layers, count=1, seed=0):
@@ -436,10 +438,11 @@ def assert_given_up(paths, name, monkeypatch, some):
 TOPS = [tuple(unit) for unit in deep(batch=1).layers[-1].output[0].nonzero()[::9].tolist()]
 
 
+@pytest.mark.parametrize("count", [len(TOPS), 2], ids=["many", "few"])
 @pytest.mark.parametrize("some", [slice(None), slice(1, 2), slice(-1, None)], ids=["all", "second", "last"])
 @pytest.mark.parametrize("name", ["ReluBackward0", "ConvolutionBackward0", "MaxPool2DWithIndicesBackward0"])
-def test_a_wrong_product_between_layers_is_given_up(name, some, monkeypatch):
-    assert_given_up([Path.of([("1", (None, 2, 2)), ("8", unit)]) for unit in TOPS], name, monkeypatch, some)
+def test_a_wrong_product_between_layers_is_given_up(name, some, count, monkeypatch):
+    assert_given_up([Path.of([("1", (None, 2, 2)), ("8", unit)]) for unit in TOPS[:count]], name, monkeypatch, some)
 
 
 @pytest.mark.parametrize("some", [slice(None), slice(1, 2), slice(-1, None)], ids=["all", "second", "last"])
@@ -448,10 +451,36 @@ def test_a_wrong_product_down_to_the_input_is_given_up(name, some, monkeypatch):
     assert_given_up([Path.of([("8", unit)]) for unit in TOPS], name, monkeypatch, some)
 
 
+@pytest.mark.parametrize("count", [len(TOPS), 2], ids=["many", "few"])
 @pytest.mark.parametrize("channel", [lambda k: 0, lambda k: k % 3], ids=["the same", "another"])
-def test_a_wrong_product_to_single_channels_is_given_up(channel, monkeypatch):
-    paths = [Path.of([("1", (channel(k), None, None)), ("8", unit)]) for k, unit in enumerate(TOPS)]
+def test_a_wrong_product_to_single_channels_is_given_up(channel, count, monkeypatch):
+    paths = [Path.of([("1", (channel(k), None, None)), ("8", unit)]) for k, unit in enumerate(TOPS[:count])]
     assert_given_up(paths, "ConvolutionBackward0", monkeypatch, slice(-1, None))
+
+
+def test_few_products_need_no_full_one_beside_them(monkeypatch):
+    """Where every route passes the lower layer, the constants between say what has to come down to it."""
+    frozen = deep()
+    counted = Counted(monkeypatch)
+    found = find_paths(frozen, 1, Greedy())
+    assert counted.full == [("output", frozen.layers[-1].name, 2)]
+    assert min(len(path.steps) for (path,) in found.ranked) == len(frozen.layers)
+    linear_models(frozen, [Path.of([("1", (0, None, None)), ("8", unit)]) for unit in TOPS[:2]], 1, samples=[0] * 2)
+    assert {upper for upper, *_ in counted.full} == {"output"}
+    monkeypatch.setattr(Products, "_cropped", lambda *_: None)
+    expected = find_paths(frozen, 1, Greedy())
+    assert found.ranked == expected.ranked
+    assert_close(found.model.weight, expected.model.weight)
+    assert_close(found.model.bias, expected.model.bias)
+
+
+def test_few_products_that_a_skip_goes_around_are_taken_in_full(monkeypatch):
+    frozen = deep(layers=["4.conv", "5"])
+    counted = Counted(monkeypatch)
+    paths = random_neurons(frozen, frozen.layers, 3)
+    found = linear_models(frozen, paths, weighted, samples=[0] * 3)
+    assert ("5", "4.conv", len({path.steps[1] for path in paths})) in counted.full
+    assert_rows(found, frozen, paths, target=weighted)
 
 
 def concatenated(seed=0):

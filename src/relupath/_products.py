@@ -14,6 +14,7 @@ from torch import Tensor
 from ._cropped import NotCropped
 from ._crops import Crops, Entries
 from ._frozen import Frozen
+from ._graph import by_pass
 from ._memory import in_cache
 from ._units import Layer
 from ._way import Part, Way
@@ -27,7 +28,7 @@ COPIES = 4
 
 
 FEW = 4
-"""Fewer products than these are not worth the one more that verifies them."""
+"""Fewer products of one sample than these are not worth a full one that verifies them."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ class Products:
         """The products of all cotangents, part by part: which of them, and ``(d upper / d lower)^T cotangent``.
 
         Those in windows are verified, and where they do not stand the test, as where products cancel beyond round-off,
-        the full ones are taken: each down to the one explained input by ``<v, upper> = <W, x> + sum <dv/ds, s>`` over
-        the constants s; others by their sum with signs at random beside one full product; of those of which few
-        channels are wanted, the sums over those that want the same as the first, the middle and the last.
+        the full ones are taken: each down to the one explained input, or of few where every route passes the lower
+        layer, by ``<v, upper> = <W, lower> + sum <dv/ds, s>`` over the constants s between; others by their sum with
+        signs at random beside one full product; of those of which few channels are wanted, the sums over those that
+        want the same as the first, the middle and the last.
 
         Args:
             upper: where the cotangents stand.
@@ -76,11 +78,15 @@ class Products:
 
     def _cropped(self, way: Way, upper: Layer, crops: Crops, lower: Layer, wanted: Wanted) -> Pieces | None:
         """The products in windows; None where that is not possible, or does not stand the test."""
+        few = int(torch.bincount(crops.samples).max()) < FEW
+        each = (lower,) == self.frozen.inputs or (few and not by_pass([upper], [lower], self.frozen.inputs))
+        if few and not each:
+            return None
         try:
-            parts = [*way.pull(crops, wanted)]
+            parts = [*way.pull(crops, None if each else wanted)]
         except NotCropped:
             return None
-        if (lower,) == self.frozen.inputs:
+        if each:
             below = torch.cat([part.found.dot(lower.output) + part.biases for part in parts], 1)
             above = crops.dot(upper.output)
             stands = bool(((below[0] - above[0]).abs() <= self.frozen.tolerance * (below[1] + above[1])).all())
@@ -142,8 +148,7 @@ class Products:
         """
         ((upper, entries), *others), (lower, *more) = front.items(), to
         shape, rows = (len(entries.values), len(samples)), samples.repeat(len(entries.values))
-        several = not (others or more) and int(torch.bincount(rows).max()) >= FEW
-        if not several or self._way(upper, lower) is None:
+        if others or more or self._way(upper, lower) is None:
             dense = {layer: some.dense(layer.shape, len(samples)).flatten(0, 1) for layer, some in front.items()}
             return [found.view(*shape, *found.shape[1:]) for found in self._full(dense, rows, to)]
         crops = Crops.placed(entries, upper.shape, samples)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from .._crops import Entries
 from .._linear import column, model_from
 from .._partitions import neurons
 from .._paths import Path, Step
@@ -44,13 +45,14 @@ class _Descent:
     """A greedy descent of a batch: where each sample stands, and the cotangent of the unit chosen there.
 
     As in the algorithm, the cotangent of a chosen neuron is 1 there; ``scale`` is the product of the derivatives so
-    far. Cotangents are sparse; rows of samples that stand elsewhere are zero.
+    far. Of samples that stand elsewhere a layer's cotangents have no entries.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.at: list[Layer] = [problem.frozen.top] * problem.frozen.batch
-        self.cotangents: dict[Layer, Tensor] = {problem.frozen.top: problem.functional.gradient.to_sparse()}
+        self.samples = torch.arange(problem.frozen.batch, device=problem.functional.gradient.device)
+        self.cotangents = {problem.frozen.top: _entries_of(problem.functional.gradient)}
         self.scale = torch.ones_like(problem.functional.value)
         self.value = problem.functional.value.clone()
         self.steps: list[list[Step]] = [[] for _ in self.at]
@@ -116,9 +118,9 @@ class _Descent:
         whole = problem.functional.value
         return Found(ranked, values, tuple(self.importance), stopped, model, whole, Cost(self.products))
 
-    def _pull(self, cotangents: dict[Layer, Tensor], layers: Sequence[Layer]) -> list[Tensor]:
+    def _pull(self, cotangents: Mapping[Layer, Entries], layers: Sequence[Layer]) -> list[Tensor]:
         self.products += 1
-        return self.problem.frozen.vjp(cotangents, layers)
+        return [v[0] for v in self.problem.products.several(cotangents, self.samples, layers)]
 
     def _choose(self, b: int, layer: Layer, units: tuple[Unit, ...], importance: float) -> None:
         self.at[b] = layer
@@ -126,11 +128,11 @@ class _Descent:
         self.steps[b].append(Step(layer.name, units))
         self.importance[b][layer.name] = importance
 
-    def _only_here(self, layer: Layer) -> Tensor:
-        """The cotangent at a layer, without the samples that stand elsewhere."""
-        v = self.cotangents[layer]
-        here = torch.tensor([at is layer for at in self.at], device=v.device)[v.indices()[0]]
-        return _sparse(v.indices()[:, here], v.values()[here], v.shape)
+    def _only_here(self, layer: Layer) -> Entries:
+        """The cotangents at a layer, without those of samples that stand elsewhere."""
+        places, values = self.cotangents[layer].places, self.cotangents[layer].values
+        here = torch.tensor([at is layer for at in self.at], device=places.device)[places // layer.output[0].numel()]
+        return Entries(places[here], values[:, here])
 
     def _stand_on(self, layer: Layer, pulled: Tensor, index: Tensor, importance: Tensor) -> None:
         """Set the cotangent of the chosen units: 1 at a single neuron, relative weights within a larger unit."""
@@ -140,20 +142,20 @@ class _Descent:
             for b, unit in enumerate(index.tolist())
             if unit >= 0
         ]
-        where = torch.stack(torch.unravel_index(torch.cat([index[:0], *neurons_of]).to(pulled.device), pulled.shape))
+        places = torch.cat([index[:0], *neurons_of]).to(pulled.device)
         index = index.to(pulled.device)
         chosen, unit = index >= 0, index.clamp(min=0)[:, None]
         total, size = (problem.scores(layer, a).gather(1, unit)[:, 0] for a in (layer.output, layer.output.abs()))
         factor = importance / torch.where(total.abs() == size, total, size)
         self.value = torch.where(chosen, self.scale * importance, self.value)
         self.scale = torch.where(chosen, self.scale * factor, self.scale)
-        v = pulled[tuple(where)].div_(factor[where[0]])
-        self.cotangents[layer] = _sparse(where, v, pulled.shape)
+        values = pulled.reshape(-1)[places] / factor[places // layer.output[0].numel()]
+        self.cotangents[layer] = Entries(places, values[None])
 
 
-def _sparse(where: Int[Tensor, "axes n"], values: Float[Tensor, " n"], shape: torch.Size) -> Tensor:
-    """A tensor that is zero but at the given places, each named once and in order."""
-    return torch.sparse_coo_tensor(where, values, shape, is_coalesced=True, check_invariants=False)
+def _entries_of(cotangents: Float[Tensor, "B ..."]) -> Entries:
+    places = cotangents.reshape(-1).nonzero()[:, 0]
+    return Entries(places, cotangents.reshape(-1)[places][None])
 
 
 def _argmax(scores: Iterable[Tensor], allowed: Sequence[Sequence[bool]]) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -161,7 +163,7 @@ def _argmax(scores: Iterable[Tensor], allowed: Sequence[Sequence[bool]]) -> tupl
 
     The value is -inf where every allowed list is all zero: nothing leads there.
     """
-    tops = [(*s.max(1), (s != 0).any(1)) for s in scores]
+    tops = [(*s.max(1), s.any(1)) for s in scores]
     values, indices, reached = (torch.stack(column, 1) for column in zip(*tops, strict=True))
     open_to = torch.tensor(allowed, device=values.device) & reached
     best, which = values.masked_fill(~open_to, -torch.inf).max(1)
