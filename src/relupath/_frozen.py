@@ -245,7 +245,7 @@ class Frozen:
                 parts.append([v[None] for v in self.vjp({layer: v[0] for layer, v in some.items()}, to)])
             else:
                 parts.append(self._pull(some, to, batched=True))
-        return [torch.cat(column) for column in zip(*parts, strict=True)]
+        return [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*parts, strict=True)]
 
     def below(self, layers: Sequence[Layer]) -> dict[Layer, frozenset[Layer]]:
         """For the output and each of the layers, those of the layers on which it depends."""

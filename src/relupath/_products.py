@@ -61,7 +61,11 @@ class Products:
         Raises:
             IncompleteError: the constants do not add up with full products either.
         """
-        way = self._way(upper, lower)
+        yield from self._parts(self._way(upper, lower, crops.samples), upper, crops, lower, wanted)
+
+    def _parts(
+        self, way: Way | None, upper: Layer, crops: Crops, lower: Layer, wanted: Wanted = None
+    ) -> Iterator[tuple[slice, Crops]]:
         samples, start = crops.samples.tolist(), 0
         while start < len(crops):
             rows = slice(start, self._end(start, samples, way, upper, lower))
@@ -78,10 +82,7 @@ class Products:
 
     def _cropped(self, way: Way, upper: Layer, crops: Crops, lower: Layer, wanted: Wanted) -> Pieces | None:
         """The products in windows; None where that is not possible, or does not stand the test."""
-        few = int(torch.bincount(crops.samples).max()) < FEW
-        each = (lower,) == self.frozen.inputs or (few and not by_pass([upper], [lower], self.frozen.inputs))
-        if few and not each:
-            return None
+        each = (lower,) == self.frozen.inputs or _few(crops.samples)
         try:
             parts = [*way.pull(crops, None if each else wanted)]
         except NotCropped:
@@ -148,13 +149,14 @@ class Products:
         """
         ((upper, entries), *others), (lower, *more) = front.items(), to
         shape, rows = (len(entries.values), len(samples)), samples.repeat(len(entries.values))
-        if others or more or self._way(upper, lower) is None:
+        way = None if others or more else self._way(upper, lower, rows)
+        if way is None:
             dense = {layer: some.dense(layer.shape, len(samples)).flatten(0, 1) for layer, some in front.items()}
             return [found.view(*shape, *found.shape[1:]) for found in self._full(dense, rows, to)]
         crops = Crops.placed(entries, upper.shape, samples)
         live, found = crops.values[..., None].flatten(1).any(1).nonzero()[:, 0], None
         crops = crops if len(live) == len(rows) else crops.select(live)
-        for part, pulled in self.parts(upper, crops, lower) if len(live) else ():
+        for part, pulled in self._parts(way, upper, crops, lower) if len(live) else ():
             if len(pulled) == len(rows):  # all at once: they need not be copied
                 return [pulled.dense().reshape(*shape, *lower.shape)]
             found = entries.values.new_zeros(len(rows), *lower.shape) if found is None else found
@@ -162,7 +164,10 @@ class Products:
         found = entries.values.new_zeros(len(rows), *lower.shape) if found is None else found
         return [found.view(*shape, *lower.shape)]
 
-    def _way(self, upper: Layer, lower: Layer) -> Way | None:
+    def _way(self, upper: Layer, lower: Layer, samples: Int[Tensor, " N"]) -> Way | None:
+        """The way on which windows go down; None where none do, or nothing but a full product could verify few."""
+        if _few(samples) and by_pass([upper], [lower], self.frozen.inputs):
+            return None
         try:
             return Way(self.frozen, upper, lower, min(self.most // COPIES, in_cache(upper.output.device)))
         except NotCropped:
@@ -186,16 +191,25 @@ class Products:
         self, cotangents: Mapping[Layer, Float[Tensor, "N ..."]], samples: Int[Tensor, " N"], to: Sequence[Layer]
     ) -> list[Float[Tensor, "N ..."]]:
         """The products in full; cotangents of different samples share one."""
-        slots, taken = [], Counter[int]()
+        batch, slots, taken = self.frozen.batch, [], Counter[int]()
         for b in samples.tolist():
             slots.append(taken[b])
             taken[b] += 1
+        count = max(taken.values())
+        if samples.tolist() == [*range(batch)] * count:
+            whole = {layer: v.reshape(count, *layer.output.shape) for layer, v in cotangents.items()}
+            return [found.flatten(0, 1) for found in self.frozen.vjps(whole, to)]
         slot = torch.tensor(slots, device=samples.device)
         whole = {
-            layer: v.new_zeros(max(taken.values()), *layer.output.shape).index_put_((slot, samples), v)
+            layer: v.new_zeros(count, *layer.output.shape).index_put_((slot, samples), v)
             for layer, v in cotangents.items()
         }
         return [found[slot, samples] for found in self.frozen.vjps(whole, to)]
+
+
+def _few(samples: Int[Tensor, " N"]) -> bool:
+    """Whether products of these samples are too few of each for a full one that verifies them."""
+    return len(samples) == 0 or int(torch.bincount(samples).max()) < FEW
 
 
 def by_layer(some: Sequence[tuple[Layer, Int[Tensor, " _"], Float[Tensor, " _"]]]) -> dict[Layer, Entries]:
