@@ -332,14 +332,18 @@ def test_windows_are_written_one_after_the_other_as_all_at_once(height, width, h
     )
     values = torch.randn(5, 3, h, w, generator=generator)
     crops = Crops(values, (3, height, width), torch.zeros(5, dtype=torch.int64), corners).bounded()
-    rows = torch.randperm(6, generator=generator)[:5]
-    found = []
+    rows, factors = torch.randperm(6, generator=generator)[:5], torch.randn(5, generator=generator)
+    found, sums = [], []
     for large in (0, 2**20):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_crops, "LARGE", large)
             crops.write_to(whole := torch.zeros(6, 3, height, width), rows)
+            crops.sum_into(total := torch.ones(1, 3, height, width), factors)
         found.append(whole)
+        sums.append(total)
     assert torch.equal(*found)
+    assert float((sums[0] - sums[1]).abs().max()) <= 1e-5
+    assert float((sums[0] - 1 - (found[0][rows] * factors.view(-1, 1, 1, 1)).sum(0)).abs().max()) <= 1e-5
     assert float(found[0].abs().sum()) == pytest.approx(float(crops.values.abs().sum()), rel=1e-5)
 
 

@@ -31,7 +31,7 @@ def test_tiles_are_the_transposed_convolution(height, width, top, left, seed):
 @pytest.mark.parametrize("padding", [0, 1, (2, 1), (1, 0), 3])
 @pytest.mark.parametrize("channels", [True, False], ids=["neurons", "places"])
 def test_windows_by_tiles_are_full(monkeypatch, channels, padding):
-    for name in ("SIDE", "PLACES", "WORTH"):
+    for name in ("SIDE", "PLACES", "WIDTH", "WORTH"):
         monkeypatch.setattr(winograd, name, 0)
     middle = nn.Sequential(nn.Conv2d(4, 9, 3, padding=padding), nn.ReLU(), nn.Conv2d(9, 12, 3, padding=1))
     assert_windows_are_full(*(parts := between(middle)), every_neuron(parts[1], channels))
@@ -54,10 +54,10 @@ def test_many_wide_convolutions_run_by_tiles(monkeypatch):
 
 @pytest.mark.parametrize(
     ("count", "channels", "side", "taps", "dtype"),
-    [(12, 256, 11, 3, torch.float32), (1, 256, 28, 3, torch.float32), (12, 96, 28, 3, torch.float32),
-     (12, 256, 28, 5, torch.float32), (12, 256, 28, 3, torch.bfloat16)],
+    [(12, 256, 11, 3, torch.float32), (1, 256, 28, 3, torch.float32), (12, 96, 224, 3, torch.float32),
+     (12, 128, 28, 3, torch.float32), (12, 256, 28, 5, torch.float32), (12, 256, 28, 3, torch.bfloat16)],
 )  # fmt: skip
 def test_others_do_not(count, channels, side, taps, dtype):
-    values, weight = torch.empty(count, channels, side, side), torch.empty(channels, channels, taps, taps)
-    assert not winograd.pays(values.to(dtype), weight.to(dtype))
+    values = torch.empty(1, 1, 1, 1, dtype=dtype).expand(count, channels, side, side)
+    assert not winograd.pays(values, torch.empty(channels, channels, taps, taps, dtype=dtype))
     assert winograd.pays(torch.empty(12, 256, 28, 28), torch.empty(256, 256, 3, 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -16,7 +16,7 @@ from torch import Tensor
 WHOLE = 0.6
 """From this share of a layer's places on, a window is not worth its bookkeeping."""
 LARGE = 4096
-"""From so many entries on, windows are written one after the other."""
+"""From so many entries on, windows are written and added one after the other."""
 MANY = 0.25
 """From this share of a layer's neurons on, the places of entries take more memory than zeros between them."""
 SLICED = 0.25
@@ -154,11 +154,9 @@ class Crops:
         if self.corners is None and self.channels is None:
             whole[rows] = self.values
             return
-        if self.corners is not None and self.channels is None and self.values[0].numel() >= LARGE:
-            (height, width), (most, last) = self.values.shape[2:], self.shape[1:]
-            for row, value, (y, x) in zip(rows.tolist(), self.values, self.corners.tolist(), strict=True):
-                inside = value[:, max(0, -y) : max(0, most - y), max(0, -x) : max(0, last - x)]
-                whole[row, :, max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)] = inside
+        if self._is_large:
+            for row, value, (where, inside) in zip(rows.tolist(), self.values, self._slices(), strict=True):
+                whole[row][where] = value[inside]
             return
         outside = self.corners is not None and bool((self.corners < 0).any() or (self._last() > 0).any())
         whole.index_put_(replace(self, samples=rows)._places(), self.values, accumulate=outside)
@@ -271,8 +269,26 @@ class Crops:
             mine = (self.samples == torch.arange(len(total), device=total.device)[:, None]) * factors
             total += (mine @ self.values[..., None].flatten(1)).view(total.shape)
             return
+        if self._is_large:
+            rows = zip(self.samples.tolist(), self.values, factors.tolist(), self._slices(), strict=True)
+            for b, value, factor, (where, inside) in rows:
+                total[b][where].add_(value[inside], alpha=factor)
+            return
         values = self.values * factors.view(-1, *[1] * (self.values.ndim - 1))
         total.index_put_(self._places(), values, accumulate=True)
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether the windows have all channels, and so many entries that they are handled one after the other."""
+        return self.corners is not None and self.channels is None and self.values[0].numel() >= LARGE
+
+    def _slices(self) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+        """Where each window stands, and what of it is not beyond the border."""
+        for corner in self.corners.tolist() if self.corners is not None else ():
+            sides = [*zip(corner, self.values.shape[2:], self.shape[1:], strict=True)]
+            where = [slice(max(0, start), max(0, start + size)) for start, size, _ in sides]
+            inside = [slice(max(0, -start), max(0, whole - start)) for start, _, whole in sides]
+            yield (slice(None), *where), (slice(None), *inside)
 
     def _last(self) -> Int[Tensor, "N 2"]:
         """How far the windows reach beyond the last row and column."""

@@ -35,8 +35,8 @@ def linear_models(
     All share the recorded forward pass. Beginnings that paths have in common, from the output down, are computed once,
     a path through dead units costs nothing more, and the cotangents of many paths go down together: in windows of
     their receptive field where they live on few places, with those kernels alone whose channels they name. Each row's
-    weight is verified by the constants below its lowest step; between steps, sums of the products are, and where few
-    channels of a layer are named, those of three of the rows with all that name the same.
+    weight is verified by the constants below its lowest step; between steps few rows are too, each by itself, of many
+    the sums, and where few channels of a layer are named, those of three of the rows with all that name the same.
 
     Args:
         frozen: the recorded network.

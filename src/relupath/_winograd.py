@@ -17,15 +17,16 @@ from torch import Tensor
 TAPS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
         (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
 """The six sums of the taps."""
-SIDE, PLACES, WORTH = 12, 2**11, 2**11
-"""It pays from so many places a side, and together; and from a side times ``c d / (c + d)`` channels of so many."""
+SIDE, PLACES, WIDTH, WORTH = 12, 2**11, 2**6, 2**11
+"""It pays from so many places a side, and together; from so many channels ``c d / (c + d)``, and times the side."""
 
 
 def pays(values: Float[Tensor, "N c h w"], weight: Float[Tensor, "c d k l"]) -> bool:
     """Whether it is faster than torch's own: on a processor, where the sums are few beside the multiplications."""
     (count, c, h, w), (_, d, *taps), side = values.shape, weight.shape, min(values.shape[2:])
+    width = c * d / (c + d)
     fits = taps == [3, 3] and values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
-    return fits and side >= SIDE and count * h * w >= PLACES and side * c * d >= WORTH * (c + d)
+    return fits and side >= SIDE and count * h * w >= PLACES and width >= WIDTH and side * width >= WORTH
 
 
 def conv_transpose(
