@@ -21,6 +21,7 @@ from relupath import (
     Path,
     Step,
     _cropped,
+    _products,
     _way,
     channels,
     contrast,
@@ -60,6 +61,12 @@ def assert_rows(found, frozen, paths, samples=None, targets=None, target=None):
             error = float((mine[k] - one[sample]).abs().max())
             assert error <= ROUNDING[mine.dtype] * float(size[sample]), (k, str(path), error)
     assert len(found.value) == len(paths)
+
+
+@pytest.fixture(autouse=True)
+def windows_for_few(monkeypatch):
+    """Windows between layers for few products too, though the layers here are small."""
+    monkeypatch.setattr(_products, "LARGE", 0)
 
 
 def layers_of(frozen, seed, least=0):
@@ -472,6 +479,15 @@ def test_few_products_need_no_full_one_beside_them(monkeypatch):
     assert found.ranked == expected.ranked
     assert_close(found.model.weight, expected.model.weight)
     assert_close(found.model.bias, expected.model.bias)
+
+
+def test_few_products_between_small_layers_are_taken_in_full(monkeypatch):
+    frozen = deep()
+    sizes = [layer.output.nbytes // 2 for layer in frozen.layers]
+    monkeypatch.setattr(_products, "LARGE", sizes[0] + sizes[1])
+    counted = Counted(monkeypatch)
+    find_paths(frozen, 1, Greedy())
+    assert [(upper, lower) for upper, lower, _ in counted.full] == [("output", "8"), ("8", "5"), ("5", "3")]
 
 
 def test_few_products_that_a_skip_goes_around_are_taken_in_full(monkeypatch):

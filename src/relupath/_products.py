@@ -28,7 +28,9 @@ COPIES = 4
 
 
 FEW = 4
-"""Fewer products of one sample than these are not worth a full one that verifies them."""
+"""Fewer products of one sample than these are not worth a full one that verifies them,"""
+LARGE = 2**21
+"""nor windows at all, unless the layers between which they go have so many bytes a sample together."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,10 @@ class Products:
         return [found.view(*shape, *lower.shape)]
 
     def _way(self, upper: Layer, lower: Layer, samples: Int[Tensor, " N"]) -> Way | None:
-        """The way on which windows go down; None where none do, or nothing but a full product could verify few."""
-        if _few(samples) and by_pass([upper], [lower], self.frozen.inputs):
+        """The way on which windows go down; None where none do, or few are not worth it."""
+        size = sum(layer.output.nbytes // len(layer.output) for layer in (upper, lower))
+        inputs = self.frozen.inputs
+        if (lower,) != inputs and _few(samples) and (size < LARGE or by_pass([upper], [lower], inputs)):
             return None
         try:
             return Way(self.frozen, upper, lower, min(self.most // COPIES, in_cache(upper.output.device)))
