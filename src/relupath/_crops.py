@@ -46,6 +46,11 @@ class Entries:
         places = [position.to(values.device) + m * size for m, (position, values) in some.items()]
         return cls(torch.cat(places), torch.cat([values for _, values in some.values()])[None])
 
+    def sparse(self, shape: torch.Size) -> Tensor:
+        """The first M in one sparse tensor, of which the places are in order."""
+        where, values = torch.stack(torch.unravel_index(self.places, shape)), self.values[0]
+        return torch.sparse_coo_tensor(where, values, shape, is_coalesced=True, check_invariants=False)
+
     def dense(self, shape: Sequence[int], count: int) -> Float[Tensor, "K M ..."]:
         """The M cotangents of a shape with zeros between, K times."""
         whole = self.values.new_zeros(len(self.values), count * math.prod(shape))
@@ -243,8 +248,7 @@ class Crops:
         if channels is not None:
             channel, kept = (channels[row] == channel[:, None]).to(torch.uint8).argmax(1), channels.shape[1]
         y, x, (height, width) = place // shape[2], place % shape[2], shape[1:]
-        found = _smallest([_ends_of(i, row, count, n) for i, n in ((y, height), (x, width))], shape)
-        corners = None
+        corners, found = None, _smallest([_ends_of(i, row, count, n) for i, n in ((y, height), (x, width))], shape)
         if found is not None:
             corners, (height, width) = found
             y, x = y - corners[row, 0], x - corners[row, 1]
