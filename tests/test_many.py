@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 
 import numpy as np
@@ -36,6 +37,7 @@ from relupath import (
     neurons,
 )  # fmt: skip
 from relupath._cropped import OPERATIONS
+from relupath._crops import Entries
 from relupath._memory import MOST, at_once
 from relupath._products import COPIES, Products
 from relupath._way import Way
@@ -67,7 +69,7 @@ def assert_rows(found, frozen, paths, samples=None, targets=None, target=None):
 @pytest.fixture(autouse=True)
 def windows_for_few(monkeypatch):
     """Windows between layers for few products too, though the layers here are small."""
-    monkeypatch.setattr(_products, "LARGE", 0)
+    monkeypatch.setattr(_products, "WORTH", 0)
 
 
 def layers_of(frozen, seed, least=0):
@@ -497,10 +499,43 @@ def test_few_products_need_no_full_one_beside_them(monkeypatch):
 def test_few_products_between_small_layers_are_taken_in_full(monkeypatch):
     frozen = deep()
     sizes = [layer.output.nbytes // 2 for layer in frozen.layers]
-    monkeypatch.setattr(_products, "LARGE", sizes[0] + sizes[1])
+    monkeypatch.setattr(_products, "WORTH", sizes[0] + sizes[1])
     taken = full_products(monkeypatch)
     find_paths(frozen, 1, Greedy())
     assert taken == [("output", "8"), ("8", "5"), ("5", "3")]
+
+
+@pytest.mark.parametrize("samples", [[0, 1], [0, 0, 1, 0, 1, 1, 0, 0, 1]], ids=["one a sample", "any"])
+@pytest.mark.parametrize("most", [2**30, 40_000], ids=["at once", "in parts"])
+@pytest.mark.parametrize("times", [1, 3])
+def test_entries_go_down_as_dense_cotangents_do(times, most, samples, monkeypatch):
+    frozen, generator = deep(), torch.Generator().manual_seed(0)
+    lower, upper = frozen.layer("1"), frozen.layer("8")
+    count, size = len(samples), upper.output[0].numel()
+    dense = torch.randn(times, count, size, generator=generator, dtype=torch.float64)
+    dense *= torch.rand(count, size, generator=generator) < 0.1
+    dense[:, count // 2] = 0  # a dead one
+    dense[times - 1, 0] = 0  # and one of several that stand at the same places
+    places = dense.any(0).flatten().nonzero()[:, 0]
+    entries, where = Entries(places, dense.flatten(1)[:, places]), torch.tensor(samples)
+    counted = Counted(monkeypatch)
+    (found,) = Products(frozen, most).several({upper: entries}, where, [lower])
+    assert bool(counted.windows) == bool(dense.any())
+    for k, m in itertools.product(range(times), range(count)):
+        cotangent = torch.zeros_like(upper.output)
+        cotangent[samples[m]] = dense[k, m].view(upper.shape)
+        (expected,) = frozen.vjp({upper: cotangent}, [lower])
+        assert_close(found[k, m], expected[samples[m]])
+
+
+def test_parts_of_few_that_a_skip_goes_around_stay_windows(monkeypatch):
+    """What verifies products is said of all of them, not of the parts in which they go down."""
+    frozen = deep(layers=["4.conv", "5"], size=(30, 30))
+    paths = random_neurons(frozen, frozen.layers, 30)
+    counted = Counted(monkeypatch)
+    found = linear_models(frozen, paths, weighted, samples=[0] * 30, max_bytes=12 * frozen.layers[0].output[0].nbytes)
+    assert {upper for upper, *_ in counted.full} == {"output"}
+    assert_rows(found, frozen, paths, target=weighted)
 
 
 def test_few_products_that_a_skip_goes_around_are_taken_in_full(monkeypatch):

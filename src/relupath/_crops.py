@@ -284,7 +284,7 @@ class Crops:
     @property
     def _is_large(self) -> bool:
         """Whether the windows have all channels, and so many entries that they are handled one after the other."""
-        return self.corners is not None and self.channels is None and self.values[0].numel() >= LARGE
+        return self.corners is not None and self.channels is None and math.prod(self.values.shape[1:]) >= LARGE
 
     def _slices(self) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
         """Where each window stands, and what of it is not beyond the border."""

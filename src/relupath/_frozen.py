@@ -230,7 +230,7 @@ class Frozen:
         """K vector-Jacobian products at once; see ``vjp``. All layers have K cotangents.
 
         Returns:
-            K products for each layer of ``to``.
+            K products for each layer of ``to``; they may share memory with the cotangents.
         """
         count = len(next(iter(cotangents.values())))
         first = min((self.layers.index(layer) for layer in to if layer in self.layers), default=0)

@@ -29,7 +29,7 @@ COPIES = 4
 
 FEW = 4
 """Fewer products of one sample than these are not worth a full one that verifies them,"""
-LARGE = 2**21
+WORTH = 2**21
 """nor windows at all, unless the layers between which they go have so many bytes a sample together."""
 
 
@@ -63,16 +63,17 @@ class Products:
         Raises:
             IncompleteError: the constants do not add up with full products either.
         """
-        yield from self._parts(self._way(upper, lower, crops.samples), upper, crops, lower, wanted)
+        yield from self._parts(*self._way(upper, lower, crops.samples), upper, crops, lower, wanted)
 
     def _parts(
-        self, way: Way | None, upper: Layer, crops: Crops, lower: Layer, wanted: Wanted = None
+        self, way: Way | None, each: bool, upper: Layer, crops: Crops, lower: Layer, wanted: Wanted = None
     ) -> Iterator[tuple[slice, Crops]]:
+        """The same, on a way down; each by itself verified by the constants, or all by full products."""
         samples, start = crops.samples.tolist(), 0
         while start < len(crops):
             rows = slice(start, self._end(start, samples, way, upper, lower))
             some, channels = crops.select(rows), None if wanted is None else wanted[rows]
-            found = None if way is None else self._cropped(way, upper, some, lower, channels)
+            found = None if way is None else self._cropped(way, each, upper, some, lower, channels)
             if found is None:
                 (full,) = self._full({upper: some.dense()}, some.samples, [lower])
                 way, found = None, [(slice(0, len(some)), Crops(full, lower.shape, some.samples))]
@@ -82,9 +83,8 @@ class Products:
                 yield slice(start + part.start, start + part.stop), pulled
             start = rows.stop
 
-    def _cropped(self, way: Way, upper: Layer, crops: Crops, lower: Layer, wanted: Wanted) -> Pieces | None:
+    def _cropped(self, way: Way, each: bool, upper: Layer, crops: Crops, lower: Layer, wanted: Wanted) -> Pieces | None:
         """The products in windows; None where that is not possible, or does not stand the test."""
-        each = (lower,) == self.frozen.inputs or _few(crops.samples)
         try:
             parts = [*way.pull(crops, None if each else wanted)]
         except NotCropped:
@@ -151,7 +151,7 @@ class Products:
         """
         ((upper, entries), *others), (lower, *more) = front.items(), to
         shape, rows = (len(entries.values), len(samples)), samples.repeat(len(entries.values))
-        way = None if others or more else self._way(upper, lower, rows)
+        way, each = (None, False) if others or more else self._way(upper, lower, rows)
         if way is None and rows.tolist() == [*range(self.frozen.batch)]:
             sparse = {layer: some.sparse(layer.output.shape) for layer, some in front.items()}
             return [found[None] for found in self.frozen.vjp(sparse, to)]
@@ -161,7 +161,7 @@ class Products:
         crops = Crops.placed(entries, upper.shape, samples)
         live, found = crops.values[..., None].flatten(1).any(1).nonzero()[:, 0], None
         crops = crops if len(live) == len(rows) else crops.select(live)
-        for part, pulled in self._parts(way, upper, crops, lower) if len(live) else ():
+        for part, pulled in self._parts(way, each, upper, crops, lower) if len(live) else ():
             if len(pulled) == len(rows):  # all at once: they need not be copied
                 return [pulled.dense().reshape(*shape, *lower.shape)]
             found = entries.values.new_zeros(len(rows), *lower.shape) if found is None else found
@@ -169,16 +169,17 @@ class Products:
         found = entries.values.new_zeros(len(rows), *lower.shape) if found is None else found
         return [found.view(*shape, *lower.shape)]
 
-    def _way(self, upper: Layer, lower: Layer, samples: Int[Tensor, " N"]) -> Way | None:
-        """The way on which windows go down; None where none do, or few are not worth it."""
+    def _way(self, upper: Layer, lower: Layer, samples: Int[Tensor, " N"]) -> tuple[Way | None, bool]:
+        """The way on which windows go down, if they do and pay; whether the constants verify each."""
         size = sum(layer.output.nbytes // len(layer.output) for layer in (upper, lower))
-        inputs = self.frozen.inputs
-        if (lower,) != inputs and _few(samples) and (size < LARGE or by_pass([upper], [lower], inputs)):
-            return None
+        inputs, few = self.frozen.inputs, _few(samples)
+        if (lower,) != inputs and few and (size < WORTH or by_pass([upper], [lower], inputs)):
+            return None, False
         try:
-            return Way(self.frozen, upper, lower, min(self.most // COPIES, in_cache(upper.output.device)))
+            way = Way(self.frozen, upper, lower, min(self.most // COPIES, in_cache(upper.output.device)))
         except NotCropped:
-            return None
+            return None, False
+        return way, few or (lower,) == inputs
 
     def _end(self, start: int, samples: Sequence[int], way: Way | None, upper: Layer, lower: Layer) -> int:
         """Where the part that starts at one of the cotangents ends, as memory allows."""

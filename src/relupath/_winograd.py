@@ -32,7 +32,7 @@ def pays(values: Float[Tensor, "N c h w"], weight: Float[Tensor, "c d k l"]) -> 
 def conv_transpose(
     values: Float[Tensor, "N c h w"], weight: Float[Tensor, "c d 3 3"], padding: tuple[int, int]
 ) -> Float[Tensor, "N d height width"]:
-    """What ``torch.conv_transpose2d`` gives with stride 1 and a padding of at most 2."""
+    """What ``torch.conv_transpose2d`` gives with stride 1 and a padding of at most 2, 0 where no entry reaches."""
     height = values.shape[2] + 2 - 2 * padding[0]
     tiles = -(-height // 4)
     top = 2 - padding[0]
@@ -54,4 +54,10 @@ def conv_transpose(
     torch.add(minus, thrice, alpha=2, out=found[:, :, :, 1])
     torch.add(plus, twice, alpha=4, out=found[:, :, :, 2])
     torch.add(minus + last, thrice, alpha=8, out=found[:, :, :, 3])
-    return found.flatten(2, 3)[:, :, :height]
+    found, live = found.flatten(2, 3)[:, :, :height], values.any(1, keepdim=True)
+    if bool(live.all()):
+        return found
+    reached = F.max_pool2d(F.pad(live.to(values.dtype), (2, 2, 2, 2)), 3, 1)
+    ends = [size - have for size, have in zip(reached.shape[2:], found.shape[2:], strict=True)]
+    reached = F.pad(reached, (-padding[1], padding[1] - ends[1], -padding[0], padding[0] - ends[0]))
+    return found.mul_(reached)  # a tile's sums leave round-off where nothing comes
