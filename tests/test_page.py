@@ -296,10 +296,12 @@ def test_what_a_link_says_wrongly_is_as_usual(visit):
 
 def test_keys_jumps_and_settings(visit, frozen):
     page = visit()
+    idle(page)
     page.locator(".column .share").first.focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     page.locator(".column:nth-child(2) .share").first.wait_for()
+    idle(page)
     assert (
         page.locator(".column:nth-child(1) [aria-expanded=true]").get_attribute("data-key") == [*column(page, 1)[0]][1]
     )
