@@ -69,7 +69,7 @@ def assert_rows(found, frozen, paths, samples=None, targets=None, target=None):
 @pytest.fixture(autouse=True)
 def windows_for_few(monkeypatch):
     """Windows between layers for few products too, though the layers here are small."""
-    monkeypatch.setattr(_products, "WORTH", 0)
+    monkeypatch.setattr(_products, "ROOMY", 0)
 
 
 def layers_of(frozen, seed, least=0):
@@ -499,7 +499,7 @@ def test_few_products_need_no_full_one_beside_them(monkeypatch):
 def test_few_products_between_small_layers_are_taken_in_full(monkeypatch):
     frozen = deep()
     sizes = [layer.output.nbytes // 2 for layer in frozen.layers]
-    monkeypatch.setattr(_products, "WORTH", sizes[0] + sizes[1])
+    monkeypatch.setattr(_products, "ROOMY", sizes[0] + sizes[1])
     taken = full_products(monkeypatch)
     find_paths(frozen, 1, Greedy())
     assert taken == [("output", "8"), ("8", "5"), ("5", "3")]

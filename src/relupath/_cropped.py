@@ -22,7 +22,7 @@ Pulled: TypeAlias = Sequence[Crops]
 """What an operation's arguments get, in their order."""
 
 
-FEW = 8
+NARROW = 8
 """To so many channels a convolution goes back faster as one matrix product, or phase by phase."""
 
 
@@ -135,9 +135,9 @@ def _convolution(node: Any, crops: Crops, wanted: Channels) -> Pulled:
         z = torch.einsum("nc,cikl->nikl", values[:, :, 0, 0], weight)
     elif tuple(weight.shape[2:]) == (1, 1) == stride and groups == 1:
         z = (weight[:, :, 0, 0].T @ values.flatten(2)).unflatten(2, values.shape[2:])
-    elif weight.shape[1] <= FEW and groups == 1 and weight[0].numel() <= len(weight):
+    elif weight.shape[1] <= NARROW and groups == 1 and weight[0].numel() <= len(weight):
         z = _folded(values, weight, stride, dilation)
-    elif weight.shape[1] <= FEW and stride[0] == stride[1] > 1 and dilation == (1, 1) and groups == 1:
+    elif weight.shape[1] <= NARROW and stride[0] == stride[1] > 1 and dilation == (1, 1) and groups == 1:
         z = _by_phase(values, weight, stride[0])
     elif stride == dilation == (1, 1) and groups == 1 and max(padding) <= 2 and _winograd.pays(values, weight):
         z = _winograd.conv_transpose(values, weight, padding if crops.corners is None else (0, 0))

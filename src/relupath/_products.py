@@ -29,7 +29,7 @@ COPIES = 4
 
 FEW = 4
 """Fewer products of one sample than these are not worth a full one that verifies them,"""
-WORTH = 2**21
+ROOMY = 2**21
 """nor windows at all, unless the layers between which they go have so many bytes a sample together."""
 
 
@@ -173,7 +173,7 @@ class Products:
         """The way on which windows go down, if they do and pay; whether the constants verify each."""
         size = sum(layer.output.nbytes // len(layer.output) for layer in (upper, lower))
         inputs, few = self.frozen.inputs, _few(samples)
-        if (lower,) != inputs and few and (size < WORTH or by_pass([upper], [lower], inputs)):
+        if (lower,) != inputs and few and (size < ROOMY or by_pass([upper], [lower], inputs)):
             return None, False
         try:
             way = Way(self.frozen, upper, lower, min(self.most // COPIES, in_cache(upper.output.device)))
