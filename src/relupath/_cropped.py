@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -226,18 +226,37 @@ def _each(
 
 def _max_pool(node: Any, crops: Crops, wanted: Channels) -> Pulled:
     """Each cotangent goes to the place of its maximum."""
-    crops, shape = crops.inside(), _signal(node)
-    place = crops.take(node._saved_result1)
-    corners, (height, width) = None, shape[1:]
+    crops, shape, corners = crops.inside(), _signal(node), None
+    place, (height, width) = crops.take(node._saved_result1), shape[1:]
     if crops.corners is not None:
-        rows, columns = place // shape[2], place % shape[2]
-        corners = torch.stack([rows.flatten(1).amin(1), columns.flatten(1).amin(1)], 1)
-        rows, columns = rows - corners[:, :1, None, None], columns - corners[:, 1:, None, None]
-        height, width = int(rows.amax()) + 1, int(columns.amax()) + 1
-        place = rows * width + columns
-    z = crops.values.new_zeros(*crops.values.shape[:2], height * width)
-    z.scatter_add_(2, place.expand_as(crops.values).flatten(2), crops.values.flatten(2))
-    return [Crops(z.view(*z.shape[:2], height, width), shape, crops.samples, corners, crops.channels)]
+        sides = zip(crops.corners.unbind(1), crops.values.shape[2:], _pooled(node, crops), strict=True)
+        starts, ends = zip(*((first[at], last[at + size - 1]) for at, size, (first, last) in sides), strict=True)
+        corners = torch.stack(starts, 1)
+        height, width = (int((end - start).amax()) + 1 for start, end in zip(starts, ends, strict=True))
+        place = torch.sub(place, place // shape[2], alpha=shape[2] - width)
+        place -= (starts[0] * width + starts[1])[:, None, None, None]
+    values, place = crops.values, place.expand_as(crops.values)
+    if place.is_cpu:  # of all pooling this kernel needs places alone; scatter_add_ adds one after the other there
+        z = values.new_empty(*values.shape[:2], height, width)
+        z = torch.ops.aten.adaptive_max_pool2d_backward(values, z, place)
+    else:
+        z = values.new_zeros(*values.shape[:2], height * width)
+        z = z.scatter_add_(2, place.flatten(2), values.flatten(2)).view(*values.shape[:2], height, width)
+    return [Crops(z, shape, crops.samples, corners, crops.channels)]
+
+
+def _pooled(node: Any, crops: Crops) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each row, and each column, that pooling gives, the first and the last one that it looks at."""
+    for axis, (size, whole) in enumerate(zip(crops.shape[1:], _signal(node)[1:], strict=True)):
+        number = torch.arange(size, device=crops.values.device)
+        if node.name() == "AdaptiveMaxPool2DBackward0":
+            yield number * whole // size, ((number + 1) * whole - 1) // size
+        else:
+            kernel, stride, padding, step = (
+                _pair(node, key)[axis] for key in ("kernel_size", "stride", "padding", "dilation")
+            )
+            first = number * stride - padding
+            yield first.clamp(min=0), (first + step * (kernel - 1)).clamp(max=whole - 1)
 
 
 def _pair(node: Any, key: str) -> tuple[int, int]:
