@@ -1,0 +1,33 @@
+"""How memory is had and kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PIECES = """
+import resource
+import torch
+import relupath
+relupath.freeze(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()).eval(), torch.ones(1, 2))
+for count in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pieces = [torch.ones(2**22) for _ in range(8)]
+    del pieces
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+PAGES = 8 * 2**24 // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()), reason="the C library is another")
+@pytest.mark.parametrize(
+    "said", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}]
+)
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise(said):
+    others = {name: value for name, value in os.environ.items() if "MALLOC" not in name and name != "GLIBC_TUNABLES"}
+    done = subprocess.run([sys.executable, "-c", PIECES], env=others | said, capture_output=True, text=True, check=True)
+    faults = int(done.stdout)
+    assert faults > 0.9 * PAGES if said else faults < 0.1 * PAGES
