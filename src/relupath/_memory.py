@@ -21,8 +21,8 @@ CACHE = 2**24
 def keep_freed() -> None:
     """Let glibc keep as much of what is freed as products may take at once; what the environment says of it stays.
 
-    It hands large pieces back to the system as soon as they are free, and to get them anew, page by page, takes up to a
-    third of the time of what is computed in them.
+    It hands large pieces back to the system as soon as they are free; to have them anew, page by page, takes about as
+    long as one operation on them.
     """
     said = [name for name in os.environ if name.startswith("MALLOC_")] or "malloc" in os.environ.get(_TUNABLES, "")
     if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()) and not said:
