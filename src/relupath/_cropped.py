@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -180,14 +181,18 @@ def _folded(
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Float[Tensor, "N d height width"]:
-    """The transposed convolution as one matrix product, of whose patches those that overlap are added.
+    """The transposed convolution as one matrix product, of whose results those of every tap are added where it stands.
 
-    To few channels this is faster, where the patches are no larger than what they come from.
+    To few channels this is faster, where the results are no larger than what they come from.
     """
-    taps = weight.shape[2:]
-    sizes = zip(values.shape[2:], taps, stride, dilation, strict=True)
-    ends = tuple((size - 1) * step + (k - 1) * wide + 1 for size, k, step, wide in sizes)
-    return F.fold(weight.flatten(1).T @ values.flatten(2), ends, taps, dilation, stride=stride)
+    (count, _, h, w), (_, d, k, l) = values.shape, weight.shape
+    found = (weight.permute(2, 3, 1, 0).flatten(0, 2) @ values.flatten(2)).view(count, k, l, d, h, w)
+    height, width = (size * step + 1 for size, step in zip((h - 1, w - 1), stride, strict=True))
+    z = values.new_zeros(count, d, height + (k - 1) * dilation[0], width + (l - 1) * dilation[1])
+    for i, j in itertools.product(range(k), range(l)):
+        top, left = i * dilation[0], j * dilation[1]
+        z[:, :, top : top + height : stride[0], left : left + width : stride[1]] += found[:, i, j]
+    return z
 
 
 def _by_phase(
