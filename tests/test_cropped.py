@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import nn
 
 from asserts import assert_close, weighted
 from nets import Lambda, example, randomise
-from relupath import Path, _crops, freeze, linear_model, linear_models
+from relupath import Path, _cropped, _crops, freeze, linear_model, linear_models
 from relupath._cropped import NotCropped
 from relupath._crops import Crops, Entries
 from relupath._way import Part, Way
@@ -307,6 +309,50 @@ def test_windows_are_as_large_as_the_receptive_field():
         assert pull(frozen, top, lower, crops).values.shape[1:] == (lower.shape[0], size, size)
     few = pull(frozen, top, middle, crops, torch.arange(len(crops))[:, None] % 6)
     assert few.values.shape[1:] == (1, 3, 3)
+
+
+POOLINGS = {
+    "side by side": (lambda: nn.MaxPool2d(2), 2),
+    "overlap": (lambda: nn.MaxPool2d(3, 2, 1), 3),
+    "dilation": (lambda: nn.MaxPool2d(3, 2, dilation=2), 5),
+    "adaptive": (lambda: nn.AdaptiveMaxPool2d(10), 3),
+}
+"""With how many places a side each looks at."""
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_windows_below_pooling_are_as_large_as_what_it_looks_at(name):
+    pooling, size = POOLINGS[name]
+    frozen, upper, lower = between(pooling(), size=(30, 30), batch=1)
+    inner = [h * upper.shape[2] + w for h in (0, 4, upper.shape[1] - 1) for w in (0, 4, upper.shape[2] - 1)]
+    pulled = pull(frozen, upper, lower, every_neuron(upper).select(torch.tensor(inner)))
+    assert pulled.values.shape[2:] == (size, size)
+    corner = pull(frozen, upper, lower, every_neuron(upper).select(torch.tensor([0])))
+    assert corner.corners.tolist() == [[0, 0]]
+    assert max(corner.values.shape[2:]) <= size
+
+
+@pytest.mark.parametrize("layers", [["0", "1"], ["0", "2"]], ids=["pooling", "activation"])
+def test_pooling_that_looks_beyond_the_border_alone_goes_in_no_window(layers):
+    model = nn.Sequential(nn.Conv2d(2, CHANNELS, 1), nn.MaxPool2d(2, 1, 1, dilation=4), nn.ReLU(), nn.Flatten())
+    frozen = freeze(randomise(model, 0), example((2, 3, 3), 0, 1), layers=layers)
+    lower, upper = frozen.layers
+    with pytest.raises(NotCropped):
+        pull(frozen, upper, lower, every_neuron(upper))
+    with pytest.raises(NotCropped):
+        pull(frozen, upper, lower, every_neuron(upper).all_channels().all_places())
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(0, 99))
+def test_values_are_added_at_their_places_on_every_device(channels, height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.randint(height * width, (2, channels, 3, 2), generator=generator)
+    values = torch.randn(place.shape, generator=generator, dtype=torch.float64)
+    expected = torch.zeros(2, channels, height, width, dtype=torch.float64)
+    for n, c, i, j in itertools.product(*map(range, place.shape)):
+        expected[n, c].view(-1)[place[n, c, i, j]] += values[n, c, i, j]
+    for added in (_cropped._added, _cropped._added_in_parallel):
+        assert_close(added(values, place, (height, width)), expected)
 
 
 def test_windows_that_hold_nearly_all_become_the_whole_layer():

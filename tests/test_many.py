@@ -22,8 +22,8 @@ from relupath import (
     Greedy,
     Path,
     Step,
-    _cropped,
     _products,
+    _transposed,
     _way,
     channels,
     contrast,
@@ -332,14 +332,14 @@ def test_little_memory_takes_more_parts(partition, monkeypatch):
 def test_kernels_of_each_row_count_as_memory(monkeypatch):
     parts = [part for c in (3, 16, 16) for part in (nn.Conv2d(c, 16, 7, padding=3), nn.ReLU())]
     frozen = freeze(randomise(nn.Sequential(*parts, nn.Flatten(), nn.Linear(144, 2)), 0), example((3, 3, 3), 0, 1))
-    top, held, most, each = frozen.layers[-1], [], 2**20, _cropped._each
+    top, held, most, each = frozen.layers[-1], [], 2**20, _transposed.each
     paths = [Path.of([(top.name, tuple(unit))]) for unit in torch.ones(top.shape).nonzero().tolist()]
 
     def noted(values, weight, *rest):
         held.append(weight.nbytes)
         return each(values, weight, *rest)
 
-    monkeypatch.setattr(_cropped, "_each", noted)
+    monkeypatch.setattr(_transposed, "each", noted)
     found = linear_models(frozen, paths, 1, max_bytes=most)
     assert 2 * 16 * 49 * 8 < max(held) <= most // COPIES
     assert_rows(found, frozen, paths, target=1)

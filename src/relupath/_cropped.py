@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from . import _winograd
+from . import _transposed, _winograd
 from ._crops import Crops
 
 Place: TypeAlias = tuple[Any, int]
@@ -131,15 +130,15 @@ def _convolution(node: Any, crops: Crops, wanted: Channels) -> Pulled:
             weight = weight.expand(len(crops), *weight.shape[1:])
             where = wanted[:, None, :, None, None].expand(-1, weight.shape[1], -1, *weight.shape[3:])
             weight = weight.gather(2, where)
-        z = _each(values, weight, stride, dilation)
+        z = _transposed.each(values, weight, stride, dilation)
     elif values.shape[2:] == (1, 1) == dilation and groups == 1:
         z = torch.einsum("nc,cikl->nikl", values[:, :, 0, 0], weight)
     elif tuple(weight.shape[2:]) == (1, 1) == stride and groups == 1:
         z = (weight[:, :, 0, 0].T @ values.flatten(2)).unflatten(2, values.shape[2:])
     elif weight.shape[1] <= NARROW and groups == 1 and weight[0].numel() <= len(weight):
-        z = _folded(values, weight, stride, dilation)
+        z = _transposed.folded(values, weight, stride, dilation)
     elif weight.shape[1] <= NARROW and stride[0] == stride[1] > 1 and dilation == (1, 1) and groups == 1:
-        z = _by_phase(values, weight, stride[0])
+        z = _transposed.by_phase(values, weight, stride[0])
     elif stride == dilation == (1, 1) and groups == 1 and max(padding) <= 2 and _winograd.pays(values, weight):
         z = _winograd.conv_transpose(values, weight, padding if crops.corners is None else (0, 0))
         if crops.corners is None:
@@ -175,60 +174,6 @@ def taken(node: Any, crops: Crops, wanted: Channels) -> int:
     return max(crops.bytes_each, own)
 
 
-def _folded(
-    values: Float[Tensor, "N c h w"],
-    weight: Float[Tensor, "c d k l"],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Float[Tensor, "N d height width"]:
-    """The transposed convolution as one matrix product, of whose results those of every tap are added where it stands.
-
-    To few channels this is faster, where the results are no larger than what they come from.
-    """
-    (count, _, h, w), (_, d, k, l) = values.shape, weight.shape
-    found = (weight.permute(2, 3, 1, 0).flatten(0, 2) @ values.flatten(2)).view(count, k, l, d, h, w)
-    height, width = (size * step + 1 for size, step in zip((h - 1, w - 1), stride, strict=True))
-    z = values.new_zeros(count, d, height + (k - 1) * dilation[0], width + (l - 1) * dilation[1])
-    for i, j in itertools.product(range(k), range(l)):
-        top, left = i * dilation[0], j * dilation[1]
-        z[:, :, top : top + height : stride[0], left : left + width : stride[1]] += found[:, i, j]
-    return z
-
-
-def _by_phase(
-    values: Float[Tensor, "N c h w"], weight: Float[Tensor, "c d k l"], stride: int
-) -> Float[Tensor, "N d height width"]:
-    """The transposed convolution as one of stride 1 to the ``stride^2`` phases of each channel, which are interleaved.
-
-    To few channels this is much faster.
-    """
-    (c, d, k, l), (h, w) = weight.shape, values.shape[2:]
-    taps = [-(-size // stride) for size in (k, l)]
-    whole = F.pad(weight, (0, taps[1] * stride - l, 0, taps[0] * stride - k))
-    phases = whole.view(c, d, taps[0], stride, taps[1], stride).permute(1, 3, 5, 0, 2, 4)
-    kernels = phases.reshape(d * stride**2, c, *taps).flip(2, 3)
-    z = F.pixel_shuffle(F.conv2d(values, kernels, padding=(taps[0] - 1, taps[1] - 1)), stride)
-    return z[:, :, : (h - 1) * stride + k, : (w - 1) * stride + l]
-
-
-def _each(
-    values: Float[Tensor, "N c h w"], weight: Float[Tensor, "N c d k l"], stride: Sequence[int], dilation: Sequence[int]
-) -> Float[Tensor, "N d height width"]:
-    """The transposed convolution of each with kernels of its own."""
-    (count, c, h, w), (_, _, d, k, l) = values.shape, weight.shape
-    if (h, w) == (1, 1) and tuple(dilation) == (1, 1):
-        return torch.einsum("nc,ncdkl->ndkl", values[:, :, 0, 0], weight)
-    together = values.reshape(1, count * c, h, w)
-    if tuple(stride) == (1, 1):
-        turned = weight.transpose(1, 2).flip(3, 4).reshape(count * d, c, k, l)
-        padding = (dilation[0] * (k - 1), dilation[1] * (l - 1))
-        z = F.conv2d(together, turned, padding=padding, dilation=tuple(dilation), groups=count)
-    else:
-        kernels = weight.reshape(count * c, d, k, l)
-        z = F.conv_transpose2d(together, kernels, stride=tuple(stride), dilation=tuple(dilation), groups=count)
-    return z.view(count, d, *z.shape[2:])
-
-
 def _max_pool(node: Any, crops: Crops, wanted: Channels) -> Pulled:
     """Each cotangent goes to the place of its maximum."""
     crops, shape, corners = crops.inside(), _signal(node), None
@@ -240,28 +185,45 @@ def _max_pool(node: Any, crops: Crops, wanted: Channels) -> Pulled:
         height, width = (int((end - start).amax()) + 1 for start, end in zip(starts, ends, strict=True))
         place = torch.sub(place, place // shape[2], alpha=shape[2] - width)
         place -= (starts[0] * width + starts[1])[:, None, None, None]
-    values, place = crops.values, place.expand_as(crops.values)
-    if place.is_cpu:  # of all pooling this kernel needs places alone; scatter_add_ adds one after the other there
-        z = values.new_empty(*values.shape[:2], height, width)
-        z = torch.ops.aten.adaptive_max_pool2d_backward(values, z, place)
-    else:
-        z = values.new_zeros(*values.shape[:2], height * width)
-        z = z.scatter_add_(2, place.flatten(2), values.flatten(2)).view(*values.shape[:2], height, width)
+    least, largest = place.aminmax()
+    if least < 0 or largest >= height * width:  # as torch gives them where pooling looks beyond the border alone
+        raise NotCropped
+    added = _added_in_parallel if place.is_cpu else _added
+    z = added(crops.values, place.expand_as(crops.values), (height, width))
     return [Crops(z, shape, crops.samples, corners, crops.channels)]
 
 
-def _pooled(node: Any, crops: Crops) -> Iterator[tuple[Tensor, Tensor]]:
+def _added(
+    values: Float[Tensor, "N c h w"], place: Int[Tensor, "N c h w"], size: tuple[int, int]
+) -> Float[Tensor, "N c height width"]:
+    """Every value added at its place in a map of that size."""
+    whole = (*values.shape[:2], *size)
+    return values.new_zeros(whole).flatten(2).scatter_add_(2, place.flatten(2), values.flatten(2)).view(whole)
+
+
+def _added_in_parallel(
+    values: Float[Tensor, "N c h w"], place: Int[Tensor, "N c h w"], size: tuple[int, int]
+) -> Float[Tensor, "N c height width"]:
+    """The same on a processor, where scatter_add_ adds one after the other; places outside are not noticed."""
+    z = values.new_empty(*values.shape[:2], *size)
+    found: Tensor = torch.ops.aten.adaptive_max_pool2d_backward(values, z, place)
+    return found
+
+
+def _pooled(node: Any, crops: Crops) -> Iterator[tuple[Int[Tensor, " size"], Int[Tensor, " size"]]]:
     """For each row, and each column, that pooling gives, the first and the last one that it looks at."""
     for axis, (size, whole) in enumerate(zip(crops.shape[1:], _signal(node)[1:], strict=True)):
         number = torch.arange(size, device=crops.values.device)
         if node.name() == "AdaptiveMaxPool2DBackward0":
             yield number * whole // size, ((number + 1) * whole - 1) // size
-        else:
-            kernel, stride, padding, step = (
-                _pair(node, key)[axis] for key in ("kernel_size", "stride", "padding", "dilation")
-            )
-            first = number * stride - padding
-            yield first.clamp(min=0), (first + step * (kernel - 1)).clamp(max=whole - 1)
+            continue
+        kernel, stride, padding, step = (
+            _pair(node, key)[axis] for key in ("kernel_size", "stride", "padding", "dilation")
+        )
+        start = number * stride - padding
+        first = start + step * (-start).clamp(min=0).add(step - 1).div(step, rounding_mode="floor")
+        last = start + step * (whole - 1 - start).div(step, rounding_mode="floor").clamp(max=kernel - 1)
+        yield first, last
 
 
 def _pair(node: Any, key: str) -> tuple[int, int]:
