@@ -117,7 +117,7 @@ def machine() -> dict[str, object]:
         ]
         model = names[0] if names else model
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    malloc = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+    malloc = {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "GLIBC_"))}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "relupath": relupath.__version__}
     return {"processor": model, "threads": torch.get_num_threads(), "gpu": gpu, **malloc, **versions}
 

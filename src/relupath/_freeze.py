@@ -44,7 +44,8 @@ def freeze(
 ) -> Frozen:
     """Record the affine map that the model is at x: f(x) = W x + b.
 
-    With glibc the process keeps up to 512 MiB of what is freed from then on, unless ``MALLOC_...`` is set.
+    With glibc the process keeps up to 512 MiB of what is freed from then on, unless the environment says anything of
+    malloc (``MALLOC_...``, ``GLIBC_TUNABLES``).
 
     Args:
         model: any module in eval mode; it is left as it was, parameters, buffers, flags and hooks. Of one that is

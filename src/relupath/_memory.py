@@ -1,4 +1,4 @@
-"""How much memory products may take at once."""
+"""How much memory products may take at once, and that what they free stays at hand."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ CACHE = 2**24
 """What a processor keeps at hand: cotangents that together take more go down one after the other."""
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""The numbers of glibc's settings: from how much on what is free is handed back, and what is mapped by itself."""
+
+
 @functools.cache
 def keep_freed() -> None:
-    """Let glibc keep as much of what is freed as products may take at once; what the environment says of it stays.
+    """Let glibc keep what is freed, up to 512 MiB at the end of its heap, unless the environment speaks of malloc.
 
-    It hands large pieces back to the system as soon as they are free; to have them anew, page by page, takes about as
-    long as one operation on them.
+    By itself it hands large pieces back to the system as soon as they are free; to have them anew, page by page, takes
+    about as long as one operation on them. Threads beside the main one have heaps of their own, to which it does less.
     """
-    said = [name for name in os.environ if name.startswith("MALLOC_")] or "malloc" in os.environ.get(_TUNABLES, "")
-    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()) and not said:
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, 2**25)  # the largest that there is
-        library.mallopt(_M_TRIM_THRESHOLD, MOST)
-
-
-_TUNABLES, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = "GLIBC_TUNABLES", -1, -3
+    said = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or said:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**25)  # more is refused by older versions
+        mallopt(M_TRIM_THRESHOLD, MOST)
 
 
 def in_cache(device: torch.device) -> int:
