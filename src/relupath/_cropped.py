@@ -136,7 +136,7 @@ def _convolution(node: Any, crops: Crops, wanted: Channels) -> Pulled:
     elif tuple(weight.shape[2:]) == (1, 1) == stride and groups == 1:
         z = (weight[:, :, 0, 0].T @ values.flatten(2)).unflatten(2, values.shape[2:])
     elif weight.shape[1] <= NARROW and groups == 1 and weight[0].numel() <= len(weight):
-        z = _transposed.folded(values, weight, stride, dilation)
+        z = _transposed.by_tap(values, weight, stride, dilation)
     elif weight.shape[1] <= NARROW and stride[0] == stride[1] > 1 and dilation == (1, 1) and groups == 1:
         z = _transposed.by_phase(values, weight, stride[0])
     elif stride == dilation == (1, 1) and groups == 1 and max(padding) <= 2 and _winograd.pays(values, weight):

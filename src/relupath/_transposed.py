@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def folded(
+def by_tap(
     values: Float[Tensor, "N c h w"],
     weight: Float[Tensor, "c d k l"],
     stride: tuple[int, ...],
