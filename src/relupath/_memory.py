@@ -25,8 +25,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 def keep_freed() -> None:
     """Let glibc keep what is freed, up to 512 MiB at the end of its heap, unless the environment speaks of malloc.
 
-    By itself it hands large pieces back to the system as soon as they are free; the next operation has them anew, page by
-    page. Threads beside the main one have heaps of their own, to which it does less.
+    By itself it hands large pieces back to the system as soon as they are free, and the next operation has them anew,
+    page by page. Threads beside the main one have heaps of their own, to which it does less.
     """
     said = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform != "linux" or said:
